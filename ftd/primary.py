@@ -1,0 +1,433 @@
+"""
+The sending half of a pair: transactions are asked for here, and it is known here what became of them.
+
+A transaction is open between `begin` and its end, which is one of: COMMIT, from where on it is the business of
+`ftd.commits`; CANCEL; the loss of the link.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IPushProducer, IStreamClientEndpoint
+from zope.interface import implementer
+
+from ftd.commits import Commits
+from ftd.config import PairConfig
+from ftd.errors import FtdError, LinkDown, NotInState, TooLarge
+from ftd.feed import Upload
+from ftd.history import Transaction
+from ftd.interfaces import IPrimaryPair
+from ftd.lineage import load_generation
+from ftd.link import Dialer, tune_socket
+from ftd.pair import Pair, Surroundings
+from ftd.protocol import SenderProtocol
+from ftd.status import Commit, FtMode, LastCommitted, LinkState, OpenTransaction, Outcome
+from ftd.wire.errors import CallRefused, ErrorCode, WireError
+from ftd.wire.events import InFlight
+from ftd.wire.hello import Hello
+from ftd.wire.sender import Buffer, SenderMachine
+from ftd.wire.session import Session
+
+
+@implementer(IPrimaryPair)
+class PrimaryPair(Pair):
+    """
+    :param endpoint: where the standby listens.
+    :param directory: where the generation is kept.
+    """
+
+    def __init__(
+        self, config: PairConfig, around: Surroundings, *, endpoint: IStreamClientEndpoint, directory: Path
+    ) -> None:
+        super().__init__(config, around)
+        self.generation = load_generation(directory, self.name)
+        self._dialer = Dialer(
+            endpoint,
+            self._build,
+            around.clock,
+            attempt_time=config.handshake_time,
+            longest_wait=config.reconnect_max,
+            changed=self._set_link,
+        )
+        self._sender: SenderProtocol | None = None
+        self._open: Transaction | None = None
+        self._upload: Upload | None = None
+        self._commits = Commits(self.history, around.clock, self.generation)
+        # Begins that wait for the ACK of a heartbeat.
+        self._queued_begins: deque[Callable[[], None]] = deque()
+        self._frozen_since: float | None = None
+
+    # Life
+
+    def start(self) -> Deferred[None]:
+        """See `Pair`."""
+        self._dialer.start()
+        return succeed(None)
+
+    def stop(self) -> Deferred[None]:
+        """Cancel the open transaction, wait for the ACK of what is in flight, and close."""
+        if self._open is not None:
+            with suppress(FtdError):
+                self.cancel()
+        stopped: Deferred[None] = Deferred()
+
+        def stop_now() -> None:
+            self._dialer.stop()
+            self._tell_no_more()
+            self._commits.abandon()
+            stopped.callback(None)
+
+        self._commits.when_none(stop_now)
+        return stopped
+
+    def reset(self) -> Deferred[None]:
+        """See `IPair`."""
+        self.error = None
+        self._changed()
+        self._dialer.redial()
+        return succeed(None)
+
+    # Transactions
+
+    def begin(self) -> Deferred[int]:
+        """See `IPrimaryPair`."""
+        begun: Deferred[int] = Deferred()
+
+        def try_it() -> None:
+            try:
+                begun.callback(self._begin())
+            except FtdError as error:
+                begun.errback(error)
+
+        self._when_heartbeat_is_in(try_it)
+        return begun
+
+    def append(self, body: IPushProducer) -> Upload:
+        """See `IPrimaryPair`."""
+        sender = self._up()
+        if self._open is None:
+            raise NotInState(f"no transaction is open on {self.name}; begin one first", sender.machine.state.value)
+        self._check_no_upload(sender)
+        upload = self._upload = self._new_upload(sender, body, is_checkpoint=False)
+        sender.registerProducer(upload, True)
+        return upload
+
+    def checkpoint(self, body: IPushProducer) -> Upload:
+        """See `IPrimaryPair`."""
+        sender = self._up()
+        if self._open is not None:
+            raise self._already_open(sender)
+        self._check_no_upload(sender)
+        upload = self._upload = self._new_upload(sender, body, is_checkpoint=True)
+        upload.hold()
+
+        def try_it() -> None:
+            if self._upload is not upload:
+                return
+            try:
+                self._begin()
+            except FtdError as error:
+                self._upload = None
+                upload.fail(error)
+                return
+            if self._sender is not None:
+                self._sender.registerProducer(upload, True)
+            upload.release()
+
+        self._when_heartbeat_is_in(try_it)
+        return upload
+
+    def commit(self, timeout: float | None = None) -> Deferred[Commit]:
+        """See `IPrimaryPair`."""
+        sender = self._up()
+        if self._open is None:
+            raise NotInState(f"no transaction is open on {self.name}; nothing to commit", sender.machine.state.value)
+        self._check_no_upload(sender)
+        return self._commit(timeout)
+
+    def cancel(self) -> None:
+        """See `IPrimaryPair`."""
+        sender = self._up()
+        if self._open is None:
+            raise NotInState(f"no transaction is open on {self.name}; nothing to cancel", sender.machine.state.value)
+        self._cancel(sender, NotInState("the transaction was cancelled", "CANCEL"))
+
+    def set_rate_limit(self, enabled: bool | None, bandwidth: int | None) -> None:
+        """See `IPrimaryPair`."""
+        if enabled is not None:
+            self.rate_limit = enabled
+        if bandwidth is not None:
+            self.bandwidth_limit = bandwidth
+        if self._sender is not None:
+            self._sender.set_rate_limit(self.rate_limit)
+            self._sender.set_bandwidth(self.bandwidth_limit)
+        self._changed()
+
+    def _begin(self) -> int:
+        sender = self._up()
+        if self._open is not None:
+            raise self._already_open(sender)
+        try:
+            sender.begin()
+        except CallRefused as refused:
+            raise NotInState(f"a transaction of {self.name} still awaits its ACK", refused.state) from None
+        self._open = self.history.begin(sender.machine.id)
+        self._frozen_since = self._now() if sender.is_frozen else None
+        self._changed()
+        return self._open.id
+
+    def _commit(self, timeout: float | None) -> Deferred[Commit]:
+        sender, transaction = self._up(), self._open
+        assert transaction is not None
+        machine = sender.machine
+        if machine.seq == 0:
+            # A transaction without a frame is a heartbeat: an empty checkpoint says so with an empty frame.
+            sender.write(b"")
+        self._note_frozen(transaction, still_frozen=False)
+        self._open = None
+        limit = self.config.ack_time if timeout is None else timeout
+        done = self._commits.sent(transaction, machine.seq, machine.size, limit)
+        sender.commit()
+        self._changed()
+        return done
+
+    def _cancel(self, sender: SenderProtocol, why: FtdError) -> None:
+        transaction, self._open = self._open, None
+        assert transaction is not None
+        self._note_size(transaction, sender)
+        sender.cancel()
+        self._drop_upload(why)
+        self.history.end(transaction, Outcome.CANCELLED, str(why))
+        self._changed()
+
+    def _up(self) -> SenderProtocol:
+        """The open session.  :raises FtdError: if there is none."""
+        self._check_error()
+        if self._sender is None or not self._sender.is_open:
+            why = f": {self.link_detail}" if self.link_detail else ""
+            raise LinkDown(f"the link of {self.name} to {self.config.link} is down{why}", self._dialer.retry_after)
+        return self._sender
+
+    def _check_no_upload(self, sender: SenderProtocol) -> None:
+        if self._upload is not None:
+            raise NotInState(f"an upload into {self.name} is under way", sender.machine.state.value)
+
+    def _already_open(self, sender: SenderProtocol) -> NotInState:
+        return NotInState(
+            f"transaction {sender.machine.id} is open on {self.name}; commit or cancel it first",
+            sender.machine.state.value,
+        )
+
+    def _when_heartbeat_is_in(self, act: Callable[[], None]) -> None:
+        """A heartbeat in flight is nobody's business: what comes meanwhile waits for its ACK."""
+        sender = self._sender
+        if sender is None or not sender.machine.in_flight or not sender.machine.in_flight[0].is_heartbeat:
+            act()
+        else:
+            self._queued_begins.append(act)
+
+    def _run_queued(self) -> None:
+        queued, self._queued_begins = self._queued_begins, deque()
+        for act in queued:
+            act()
+
+    def _new_upload(self, sender: SenderProtocol, body: IPushProducer, is_checkpoint: bool) -> Upload:
+        frame_size = min(self.config.frame_size, sender.machine.limits.max_payload)
+        return Upload(self, body, frame_size, is_checkpoint)
+
+    # What uploads ask
+
+    def send_frame(self, pieces: tuple[Buffer, ...]) -> None:
+        """One frame of an upload into the open transaction."""
+        sender, transaction = self._up(), self._open
+        assert transaction is not None
+        if transaction.first_data is None:
+            transaction.first_data = self._now()
+        try:
+            sender.write_frame(pieces)
+        except CallRefused:
+            limit = sender.machine.limits.max_transaction
+            too_large = TooLarge(f"the transaction is larger than max-transaction of this pair, {limit} bytes")
+            self._cancel(sender, too_large)
+            raise too_large from None
+        self._counted()
+
+    def upload_finished(self, upload: Upload) -> None:
+        """The upload under way has handed over all its bytes."""
+        self._upload = None
+        self._up().unregisterProducer()
+        if upload.is_checkpoint:
+            self._commit(None).addCallbacks(upload.succeed, lambda failure: upload.fail(failure.value))
+        else:
+            upload.succeed(upload.accepted)
+
+    def upload_cut(self, reason: str) -> None:
+        """The upload under way will not be finished: the transaction, which has a hole now, is cancelled."""
+        if self._open is None:
+            # Still waiting for its turn to begin.
+            self._drop_upload(NotInState(reason, "CANCEL"))
+        else:
+            self._cancel(self._up(), NotInState(reason, "CANCEL"))
+
+    def _drop_upload(self, why: FtdError) -> None:
+        upload, self._upload = self._upload, None
+        if self._sender is not None:
+            self._sender.unregisterProducer()
+        if upload is not None:
+            upload.fail(why)
+
+    # What the link tells (`ftd.link_protocol.SenderOwner`)
+
+    def hello(self) -> Hello:
+        """The answer to the standby's HELLO."""
+        return Hello(
+            pair=self.config.name,
+            node=self._around.node,
+            generation=self.generation,
+            max_payload=self.config.max_payload,
+            max_transaction=self.config.max_transaction,
+            state="primary",
+        )
+
+    def opened(self, sender: SenderProtocol, hello: Hello | None, next_id: int) -> None:
+        """The session is open."""
+        self._sender = sender
+        self._dialer.session_opened()
+        tune_socket(sender, self.config.dead_time)
+        self._take_standby_position(hello)
+        self._note_committed(self._commits.resolve(hello, next_id))
+        assert sender.transport is not None
+        self._session_opened(self._peer_text(sender.transport.getPeer()))
+
+    def acknowledged(self, transaction: InFlight) -> None:
+        """The oldest transaction in flight is committed."""
+        if transaction.is_heartbeat:
+            self.heartbeats += 1
+        else:
+            self._note_committed(self._commits.acknowledged())
+            self._changed()
+        self._run_queued()
+
+    def refused(self, transaction: InFlight, code: ErrorCode) -> None:
+        """The oldest transaction in flight was dropped by the standby."""
+        if not transaction.is_heartbeat:
+            self._commits.refused(code)
+            self._changed()
+        self._run_queued()
+
+    def freeze_changed(self) -> None:
+        """The output froze or thawed."""
+        if self._open is not None and self._sender is not None:
+            self._note_frozen(self._open, self._sender.is_frozen)
+        self._counted()
+
+    def lost(self, sender: SenderProtocol, error: WireError | None) -> None:
+        """The link is gone: what was open is lost, what was in flight is in doubt."""
+        if sender is self._sender:
+            self._sender = None
+            self.link_peer = None
+            self._lose_open(sender, error)
+            self._commits.link_lost()
+        if error is not None:
+            self._fail(error)
+        self._dialer.session_ended(error.detail if error is not None else "the standby closed the link")
+        self._run_queued()
+
+    def _lose_open(self, sender: SenderProtocol, error: WireError | None) -> None:
+        why = error.detail if error is not None else "the standby closed the link"
+        lost = LinkDown(f"the link of {self.name} broke: {why}; nothing of the open transaction was committed", 1.0)
+        transaction, self._open = self._open, None
+        if transaction is not None:
+            self._note_size(transaction, sender)
+            self.history.end(transaction, Outcome.FAILED, why)
+        self._drop_upload(lost)
+
+    def _take_standby_position(self, hello: Hello | None) -> None:
+        """Learn which checkpoint the standby holds; what it has lost is not committed any more."""
+        if hello is None:
+            return
+        number = hello.last.sequence if hello.last is not None else 0
+        holds_ours = hello.last is not None and hello.last.generation == self.generation
+        if self.last_committed is not None and (not holds_ours or number < self.last_committed.number):
+            self.log.warn("{pair}: the standby has lost committed checkpoints", pair=self.name)
+            self.last_committed = None
+        self._commits.number = number
+
+    def _note_committed(self, transaction: Transaction | None) -> None:
+        if transaction is not None:
+            assert transaction.number is not None and transaction.ended is not None
+            self.last_committed = LastCommitted(
+                id=transaction.id, number=transaction.number, bytes=transaction.bytes, at=transaction.ended
+            )
+
+    # Bookkeeping
+
+    def _build(self) -> SenderProtocol:
+        self._set_link(LinkState.HANDSHAKE)
+        machine = SenderMachine(
+            self._limits(), pair=self.config.name, byte_order=self.config.byte_order.value, trace=self.trace
+        )
+        return SenderProtocol(
+            machine,
+            self,
+            clock=self._around.clock,
+            times=self._times(),
+            trace=self.trace,
+            traffic=self.traffic,
+            rate_limit=self.rate_limit,
+            bandwidth=self.bandwidth_limit,
+            buffer_limit=self.config.buffer_limit,
+        )
+
+    def _now(self) -> float:
+        return self._around.now()
+
+    def _note_size(self, transaction: Transaction, sender: SenderProtocol) -> None:
+        transaction.seq = sender.machine.seq
+        transaction.bytes = sender.machine.size
+        self._note_frozen(transaction, still_frozen=False)
+
+    def _note_frozen(self, transaction: Transaction, still_frozen: bool) -> None:
+        now = self._now()
+        if self._frozen_since is not None:
+            transaction.frozen_seconds += now - self._frozen_since
+        self._frozen_since = now if still_frozen else None
+
+    def _session(self) -> Session | None:
+        return self._sender.machine if self._sender is not None else None
+
+    def _peer(self) -> str:
+        if self._sender is None:
+            return self.config.peer.value
+        return "kemari" if self._sender.machine.peer_is_kemari else "ftd"
+
+    def _ft_mode_when_up(self) -> FtMode:
+        if self._commits.in_flight:
+            return FtMode.TRANSACTION_COMMIT
+        if self._open is None:
+            return FtMode.INIT
+        is_fresh = self._sender is None or self._sender.machine.seq == 0
+        return FtMode.TRANSACTION_BEGIN if is_fresh else FtMode.TRANSACTION_ITER
+
+    def _open_transaction(self) -> OpenTransaction | None:
+        if self._open is None or self._sender is None:
+            return None
+        machine = self._sender.machine
+        return OpenTransaction(id=self._open.id, seq=machine.seq, bytes=machine.size)
+
+    def _next_id(self) -> int:
+        return self._sender.machine.id if self._sender is not None else 0
+
+    def _generation(self) -> str:
+        return self.generation
+
+    def _freezes_output(self) -> bool:
+        return self._sender is not None and self._sender.is_frozen
+
+    def _buffered_bytes(self) -> int:
+        return self._sender.buffered if self._sender is not None else 0

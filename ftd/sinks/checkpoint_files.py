@@ -1,0 +1,114 @@
+"""
+Checkpoints as files of a directory.
+
+A checkpoint is one file with the bytes and nothing else, and everything that is known of it is in its name::
+
+    0000000042.00007.6f9c4a0e-….9a2b6c3d4e5f6071.checkpoint
+    number     id    generation xxh3-64
+
+So the one rename that makes it visible makes number, id and generation durable with it, atomically, and there is no
+second file that could disagree.  What is being received is a ``.partial``; one that is found at the start is the
+rest of a crash and is removed.  The time of the commit is the file's modification time.
+
+Everything here blocks and belongs in a thread.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from ftd.durable import sync_directory
+from ftd.status import Checkpoint
+
+_NAME = re.compile(r"(\d{10,})\.(\d{5})\.([0-9a-fA-F-]*)\.([0-9a-f]{16})\.checkpoint")
+_PARTIAL = "incoming.partial"
+
+#: What the kernel may hold back before it is told to write, so that the fsync at the end is a short one.
+_SYNC_EVERY = 64 * 1024 * 1024
+
+#: The kernel takes this many buffers in one call at most (IOV_MAX).
+_MOST_VIEWS = 1024
+
+
+def file_name(checkpoint: Checkpoint) -> str:
+    """The name that says everything."""
+    return f"{checkpoint.number:010}.{checkpoint.id:05}.{checkpoint.generation}.{checkpoint.xxh3}.checkpoint"
+
+
+def recover(directory: Path) -> list[Checkpoint]:
+    """
+    Make the directory if need be, remove what a crash left, and list the checkpoints, oldest first.
+
+    :raises OSError: if it cannot be used.
+    """
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    (directory / _PARTIAL).unlink(missing_ok=True)
+    found = [checkpoint for entry in os.scandir(directory) if (checkpoint := _read_entry(entry)) is not None]
+    return sorted(found, key=lambda checkpoint: checkpoint.number)
+
+
+def _read_entry(entry: os.DirEntry[str]) -> Checkpoint | None:
+    name = _NAME.fullmatch(entry.name)
+    if name is None or not entry.is_file(follow_symlinks=False):
+        return None
+    stat = entry.stat(follow_symlinks=False)
+    return Checkpoint(
+        number=int(name[1]),
+        id=int(name[2]),
+        bytes=stat.st_size,
+        xxh3=name[4],
+        generation=name[3],
+        committed_at=stat.st_mtime,
+    )
+
+
+class PartialFile:
+    """The checkpoint that is being received."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._path = directory / _PARTIAL
+        self._unsynced = 0
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._descriptor: int | None = os.open(self._path, flags, 0o600)
+
+    def write(self, views: list[memoryview]) -> None:
+        """Append them all."""
+        assert self._descriptor is not None
+        while views:
+            written = os.writev(self._descriptor, views[:_MOST_VIEWS])
+            self._unsynced += written
+            while views and written >= len(views[0]):
+                written -= len(views.pop(0))
+            if written:
+                views[0] = views[0][written:]
+        if self._unsynced >= _SYNC_EVERY:
+            os.fdatasync(self._descriptor)
+            self._unsynced = 0
+
+    def publish(self, checkpoint: Checkpoint) -> None:
+        """Make it a checkpoint, durably: file, name, directory, in this order."""
+        assert self._descriptor is not None
+        os.utime(self._descriptor, (checkpoint.committed_at, checkpoint.committed_at))
+        os.fsync(self._descriptor)
+        self._close()
+        final = self._directory / file_name(checkpoint)
+        self._path.rename(final)
+        try:
+            sync_directory(self._directory)
+        except OSError:
+            # It must not come back as committed after it was refused.
+            final.unlink(missing_ok=True)
+            raise
+
+    def discard(self) -> None:
+        """Remove it."""
+        self._close()
+        self._path.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None

@@ -1,0 +1,234 @@
+"""
+Checkpoints in a directory: received as they arrive, durable before they count.
+
+The reactor copies what arrives into blocks; a thread writes full blocks while the next ones fill.  When
+`_MOST_WAITING` blocks wait for the disk, the receiver is paused.  All system calls happen in the thread, one batch
+after the other, so their order is the order of the calls here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO, Protocol, TypeVar
+
+from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.interfaces import IProducer, IPushProducer
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from ftd.interfaces import IStoringSink
+from ftd.sinks import checkpoint_files
+from ftd.sinks.blocks import BLOCK_SIZE, BlockPool, BlockRun
+from ftd.sinks.sink import SinkError, cannot_store
+from ftd.status import Checkpoint
+
+_T = TypeVar("_T")
+
+#: Full blocks that wait for the disk before the receiver is paused.
+_MOST_WAITING = 8
+
+
+class RunInThread(Protocol):
+    """Runs a function that blocks, and fires with its result."""
+
+    def __call__(self, act: Callable[[], _T], /) -> Deferred[_T]: ...
+
+
+@implementer(IStoringSink)
+class DirectorySink:
+    """
+    :param keep: how many checkpoints are kept; older ones go after a newer one is durable.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self, directory: Path, keep: int, run_in_thread: RunInThread, now: Callable[[], float] = time.time
+    ) -> None:
+        self._directory = directory
+        self._keep = keep
+        self._run_in_thread = run_in_thread
+        self._now = now
+        self._one_at_a_time = DeferredLock()
+        self._pool = BlockPool(spare=_MOST_WAITING + 1)
+        self._checkpoints: list[Checkpoint] = []
+        self._producer: IPushProducer | None = None
+        self._is_paused = False
+        # Of the open transaction: what has not been given to the thread yet, and what has been.
+        self._run = BlockRun(self._pool)
+        self._waiting = 0
+        self._incoming = _Incoming(directory)
+
+    def recover(self) -> None:
+        """
+        Find out what the directory holds and clean up after a crash; once, before anything else.
+
+        :raises OSError: if it cannot be used.
+        """
+        self._checkpoints = checkpoint_files.recover(self._directory)
+
+    # The sink
+
+    def registerProducer(self, producer: IProducer, streaming: bool) -> None:
+        """The receiver, which is paused while the disk is behind."""
+        assert streaming and IPushProducer.providedBy(producer), "a receiver is a push producer"
+        self._producer = producer
+        self._is_paused = False
+        self._regulate()
+
+    def unregisterProducer(self) -> None:
+        """The receiver is gone."""
+        self._producer = None
+
+    def begin(self) -> None:
+        """See `ISink`."""
+        self._run.release()
+        self._incoming = _Incoming(self._directory)
+
+    def write(self, data: bytes | memoryview) -> None:
+        """See `ISink`."""
+        if self._incoming.failure is not None:
+            return
+        self._run.write(data)
+        if self._run.size >= BLOCK_SIZE:
+            self._write_out()
+
+    def commit(self, id: int, xxh3: str, generation: str) -> Deferred[Checkpoint]:
+        """See `ISink`."""
+        self._write_out()
+        incoming = self._incoming
+        number = self._checkpoints[-1].number + 1 if self._checkpoints else 1
+
+        def publish() -> Checkpoint:
+            return incoming.publish(number, id, xxh3, generation, self._now())
+
+        published = self._in_thread(publish)
+        published.addCallback(self._published)
+        return published
+
+    def abort(self) -> None:
+        """See `ISink`."""
+        self._run.release()
+        self._in_thread(self._incoming.discard).addErrback(self._log_failure, "discarding an unfinished checkpoint")
+
+    # The store
+
+    def checkpoints(self) -> Sequence[Checkpoint]:
+        """See `ICheckpointStore`."""
+        return list(self._checkpoints)
+
+    def open(self, number: int) -> BinaryIO:
+        """See `ICheckpointStore`."""
+        for checkpoint in self._checkpoints:
+            if checkpoint.number == number:
+                try:
+                    return (self._directory / checkpoint_files.file_name(checkpoint)).open("rb")
+                except FileNotFoundError:
+                    self.log.error("checkpoint {number} has vanished from {path}", number=number, path=self._directory)
+        raise KeyError(number)
+
+    # Threads
+
+    def _in_thread(self, act: Callable[[], _T]) -> Deferred[_T]:
+        """Run ``act`` in a thread, after all that was given before it."""
+        return self._one_at_a_time.run(lambda: self._run_in_thread(act))
+
+    def _write_out(self) -> None:
+        """Give the thread what there is."""
+        run, self._run = self._run, BlockRun(self._pool)
+        if not run.size:
+            return
+        self._waiting += len(run.blocks)
+        incoming = self._incoming
+
+        def written(result: object) -> None:
+            self._waiting -= len(run.blocks)
+            run.release()
+            self._regulate()
+            if isinstance(result, Failure):
+                self._log_failure(result, "writing a checkpoint")
+
+        self._in_thread(lambda: incoming.write(run)).addBoth(written)
+        self._regulate()
+
+    def _regulate(self) -> None:
+        must_pause = self._waiting >= (_MOST_WAITING // 2 if self._is_paused else _MOST_WAITING)
+        if self._producer is not None and must_pause != self._is_paused:
+            self._is_paused = must_pause
+            if must_pause:
+                self._producer.pauseProducing()
+            else:
+                self._producer.resumeProducing()
+
+    def _published(self, checkpoint: Checkpoint) -> Checkpoint:
+        self._checkpoints.append(checkpoint)
+        pruned = self._checkpoints[: -self._keep]
+        del self._checkpoints[: -self._keep]
+        if pruned:
+            self._in_thread(lambda: self._remove(pruned)).addErrback(self._log_failure, "pruning old checkpoints")
+        return checkpoint
+
+    def _remove(self, checkpoints: list[Checkpoint]) -> None:
+        for checkpoint in checkpoints:
+            (self._directory / checkpoint_files.file_name(checkpoint)).unlink(missing_ok=True)
+
+    def _log_failure(self, failure: Failure, doing: str) -> None:
+        self.log.failure("{doing} in {path}", failure, doing=doing, path=self._directory)
+
+
+class _Incoming:
+    """One transaction on its way to the disk.  Its methods run in the thread; its failure is read outside of it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.failure: SinkError | None = None
+        self._directory = directory
+        self._file: checkpoint_files.PartialFile | None = None
+        self._size = 0
+
+    def write(self, run: BlockRun) -> None:
+        """Append a run of blocks; after a failure nothing is written any more."""
+        if self.failure is not None:
+            return
+        views = [memoryview(block) for block in run.blocks]
+        views[-1] = views[-1][: run.size - (len(views) - 1) * BLOCK_SIZE]
+        try:
+            self._opened().write(views)
+        except OSError as error:
+            self._fail(error)
+        self._size += run.size
+
+    def publish(self, number: int, id: int, xxh3: str, generation: str, now: float) -> Checkpoint:
+        """Make it a checkpoint.  :raises SinkError: if that, or an earlier write, failed."""
+        checkpoint = Checkpoint(
+            number=number, id=id, bytes=self._size, xxh3=xxh3, generation=generation, committed_at=now
+        )
+        if self.failure is None:
+            try:
+                self._opened().publish(checkpoint)
+            except OSError as error:
+                self._fail(error)
+        if self.failure is not None:
+            raise self.failure
+        return checkpoint
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        if self._file is not None:
+            self._file.discard()
+            self._file = None
+
+    def _opened(self) -> checkpoint_files.PartialFile:
+        if self._file is None:
+            self._file = checkpoint_files.PartialFile(self._directory)
+        return self._file
+
+    def _fail(self, error: OSError) -> None:
+        self.failure = cannot_store(f"cannot store a checkpoint in {self._directory}", error)
+        try:
+            self.discard()
+        except OSError:
+            # The directory is gone or broken; the next start cleans up what may be left.
+            self._file = None
