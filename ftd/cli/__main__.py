@@ -1,0 +1,7 @@
+"""``python -m ftd.cli``."""
+
+from __future__ import annotations
+
+from ftd.cli import main
+
+main(prog_name="ftdctl")
