@@ -69,8 +69,9 @@ class Hello:
             raise _invalid("it is not a JSON object")
         refused = body.get("refused", "")
         if isinstance(refused, str) and refused:
-            raise WireError(ErrorCode.STATE_INVALID, f"the peer refused the session: {refused[:500]}")
-        if (version := body.get("version")) != PROTOCOL_VERSION:
+            raise WireError(ErrorCode.STATE_INVALID, f"the peer refused the session: {_printable(refused[:500])}")
+        version = body.get("version")
+        if version != PROTOCOL_VERSION or isinstance(version, bool):
             raise _invalid(f"it speaks version {version!r:.40}, this side speaks {PROTOCOL_VERSION}")
         features = body.get("features")
         if not isinstance(features, list) or not all(isinstance(name, str) for name in features):
@@ -88,6 +89,11 @@ class Hello:
             max_transaction=_count(body, "max_transaction", least=0) if "max_transaction" in body else 0,
             state=_text(body, "state"),
         )
+
+
+def _printable(text: str) -> str:
+    """A peer's words as part of a line of a log."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _invalid(why: str) -> WireError:

@@ -111,7 +111,7 @@ class DecodeTests(SynchronousTestCase):
             self.assert_invalid(payload, "it is not a JSON object")
 
     def test_version(self) -> None:
-        for version, shown in ((2, "2"), (0, "0"), ("1", "'1'"), (None, "None"), ([1], "[1]")):
+        for version, shown in ((2, "2"), (0, "0"), ("1", "'1'"), (None, "None"), ([1], "[1]"), (True, "True")):
             self.assert_invalid(said(version=version), f"it speaks version {shown}, this side speaks 1")
         self.assert_invalid(lacking("version"), "it speaks version None, this side speaks 1")
 
@@ -162,6 +162,11 @@ class DecodeTests(SynchronousTestCase):
     def test_a_long_refusal_is_not_repeated_whole(self) -> None:
         error = self.assertRaises(WireError, Hello.decode, said(refused="x" * 60000))
         self.assertLess(len(error.detail), 600)
+
+    def test_a_refusal_is_one_line(self) -> None:
+        """It ends up in logs and on terminals."""
+        error = self.assertRaises(WireError, Hello.decode, said(refused="a\nb\x1b[2J\ud800"))
+        self.assertEqual(error.detail, "the peer refused the session: a?b?[2J?")
 
     def test_no_refusal(self) -> None:
         for value in ("", None, 0, ["no"]):
