@@ -155,7 +155,6 @@ class Api:
     @_table.add("DELETE", "/v1/pairs/{pair}", "Remove a pair.", {204: Answer("It is gone.", None)}, errors=(409,))
     async def delete_pair(self, request: ApiRequest, pair: str) -> None:
         """Readers of its events are told by the end of their streams."""
-        self._pair(pair)
         await shielded(self._daemon.delete_pair(pair))
         self._streams.wake()
         request.setResponseCode(204)

@@ -101,6 +101,7 @@ class Commits:
         """What is in flight is in doubt now."""
         self._in_doubt.extend(self._in_flight)
         self._in_flight.clear()
+        self._tell_when_none()
 
     def resolve(self, hello: Hello | None, next_id: int) -> Transaction | None:
         """

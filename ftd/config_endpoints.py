@@ -162,6 +162,9 @@ def _unix(
             raise BadValue(f"{shown(path)} has to be an absolute path")
         path = os.path.join(base, path)
     path = os.path.normpath(path)
+    if path.endswith(" "):
+        # It would be lost where a value ends at the last character of its line that is not a space.
+        raise BadValue(f"the path of a socket cannot end in a space, as {shown(path)} does")
     if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
         raise BadValue(f"the path of a socket can have {LONGEST_SOCKET_PATH} bytes, {shown(path)} has more")
     return Endpoint(

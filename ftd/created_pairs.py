@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from twisted.logger import Logger
@@ -32,8 +33,15 @@ class CreatedPairs:
         return found
 
     def save(self, config: PairConfig) -> None:
-        """Keep one, durably.  :raises OSError: if that is not possible."""
-        write_durably(self._path(config.section), pair_to_ini(config))
+        """Keep a new one, durably.  :raises OSError: if that is not possible."""
+        path = self._path(config.section)
+        try:
+            write_durably(path, pair_to_ini(config))
+        except OSError:
+            # It was refused: it must not be there after the next start.
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+            raise
 
     def remove(self, section: str) -> None:
         """Forget one."""

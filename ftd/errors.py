@@ -86,6 +86,12 @@ class AlreadyExists(FtdError):
     kind = "already-exists"
 
 
+class CannotKeep(FtdError):
+    """``state-dir`` does not take what has to be kept over a restart; nothing was changed."""
+
+    kind = "cannot-keep"
+
+
 class ConfigError(FtdError):
     """
     A configuration that cannot be used.

@@ -154,7 +154,7 @@ class Upload:
         self._send_full_frames()
         if self._pieces:
             self._send(self._size)
-        if not self._holds:
+        if self._is_whole and not self._holds:
             self._is_whole = False
             self._target.upload_finished(self)
 

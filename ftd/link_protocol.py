@@ -183,6 +183,9 @@ class ReceiverOwner(TypingProtocol):
     def damaged(self, mismatch: DigestMismatch) -> None:
         """The open transaction is dropped because its digest is wrong."""
 
+    def state_changed(self) -> None:
+        """``is_frozen`` has changed, or a commit has been answered."""
+
     def cancelled(self) -> None:
         """The sender dropped the open transaction."""
 

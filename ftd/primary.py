@@ -332,10 +332,11 @@ class PrimaryPair(Pair):
             self._sender = None
             self.link_peer = None
             self._lose_open(sender, error)
-            self._commits.link_lost()
         if error is not None:
             self._fail(error)
         self._dialer.session_ended(error.detail if error is not None else "the standby closed the link")
+        # Last, as a `stop` that waits for what is in flight goes on from here.
+        self._commits.link_lost()
         self._run_queued()
 
     def _lose_open(self, sender: SenderProtocol, error: WireError | None) -> None:

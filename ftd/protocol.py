@@ -424,8 +424,10 @@ class ReceiverProtocol(LinkProtocol):
             if self.trace.ft_trans_freeze_input is not None:
                 self.trace.ft_trans_freeze_input()
             self._transport().pauseProducing()  # type: ignore[attr-defined]
+            self._owner.state_changed()
             return
         self._input_is_frozen = False
+        self._owner.state_changed()
         self._sign_of_life()
         if self.trace.ft_trans_get_ready is not None:
             self.trace.ft_trans_get_ready()
@@ -510,6 +512,7 @@ class ReceiverProtocol(LinkProtocol):
             if not self._input_is_frozen and self.trace.ft_trans_cb is not None:
                 # The sink was ready at once; otherwise this is said on going on.
                 self.trace.ft_trans_cb("get_ready")
+            self._owner.state_changed()
             self._freeze_or_go_on()
 
     def _not_committed(self, failure: Failure) -> None:
@@ -525,6 +528,7 @@ class ReceiverProtocol(LinkProtocol):
             self.fail(error)
             return
         self._send(self.machine.refuse(error.code))
+        self._owner.state_changed()
         self._freeze_or_go_on()
 
     def _commit_broke(self, failure: Failure) -> None:

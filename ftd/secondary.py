@@ -172,6 +172,10 @@ class SecondaryPair(Pair):
         """What arrived is not what was sent."""
         self._end_open(Outcome.NACKED, mismatch.detail)
 
+    def state_changed(self) -> None:
+        """The receiver froze or thawed, or has answered."""
+        self._counted()
+
     def cancelled(self) -> None:
         """The sender dropped the open transaction."""
         self._end_open(Outcome.CANCELLED, "the sender cancelled it")

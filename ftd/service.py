@@ -31,11 +31,12 @@ from ftd.bus import EventBus
 from ftd.composition import build_pair
 from ftd.config import Config, PairConfig, Role, check_listening, load, pair_from_mapping
 from ftd.created_pairs import CreatedPairs
-from ftd.errors import AlreadyExists, ConfigError, FtdError, NotInState, Unknown
+from ftd.errors import AlreadyExists, CannotKeep, ConfigError, FtdError, NotInState, Unknown
 from ftd.interfaces import IDaemon, IPair
 from ftd.pair import Surroundings
 from ftd.primary import PrimaryPair
 from ftd.secondary import SecondaryPair
+from ftd.status import to_json
 
 #: Seconds in which what is committed has to be finished at the end; the process is gone within 5.
 _DRAIN = 4.0
@@ -138,9 +139,7 @@ class FtdService(Service):
             for name, entry in self._entries.items()
             if entry.is_from_file and entry.config != config.pairs.get(name)
         ]
-        for entry in going:
-            del self._entries[entry.config.section]
-        gone = DeferredList([maybeDeferred(entry.pair.stop) for entry in going])
+        gone = DeferredList([self._remove(entry) for entry in going])
         gone.addCallback(lambda _: self._start_reloaded())
         gone.addErrback(lambda failure: self.log.failure("reloading", failure))
 
@@ -167,7 +166,7 @@ class FtdService(Service):
         except OSError as error:
             del self._entries[section]
             entry.pair.stop()
-            raise ConfigError(f"{error.filename}: {error.strerror}", "ftd", "state-dir") from None
+            raise CannotKeep(f"pair {section} cannot be kept in state-dir: {error.strerror}") from None
         if isinstance(entry.pair, PrimaryPair):
             entry.pair.start()
         return entry.pair
@@ -180,9 +179,8 @@ class FtdService(Service):
             raise NotInState(
                 f"pair {name} stands in {self.config.path}: remove its section there and send SIGHUP", "configured"
             )
-        del self._entries[name]
         self._created.remove(name)
-        return entry.pair.stop()
+        return self._remove(entry)
 
     def _check_new(self, config: PairConfig) -> None:
         if config.section in self._entries:
@@ -221,6 +219,19 @@ class FtdService(Service):
             _at_once(pair.start(), f"pair {config.section}", "link")
         entry = self._entries[config.section] = _Entry(pair, config, is_from_file)
         return entry
+
+    def _remove(self, entry: _Entry) -> Deferred[None]:
+        """Stop a pair that is not to be there any more, and tell those who watch."""
+        name = entry.config.section
+        del self._entries[name]
+        stopped = maybeDeferred(entry.pair.stop)
+
+        def tell(result: object) -> object:
+            status = entry.pair.status()
+            self._bus.publish("pair", name, lambda: {**to_json(status), "removed": True})
+            return result
+
+        return stopped.addBoth(tell)
 
     def _listen(self, endpoint: str, key: str) -> None:
         listening = serverFromString(self._reactor, endpoint).listen(self._site)

@@ -158,6 +158,11 @@ class Daemon:
         assert self._process is not None, "it does not run"
         return self._process.pid
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and neither stopped nor killed since."""
+        return self._process is not None
+
     def launch(self) -> None:
         """Start it and do not wait."""
         assert self._process is None, "it runs already"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import struct
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -199,7 +200,19 @@ async def connect(port: int) -> RawSender:
 
 
 class RawReceiver(RawPeer):
-    """A receiver that speaks the protocol, as far as it is told to."""
+    """
+    A receiver that speaks the protocol, as far as it is told to.
+
+    :param connected: told when the connection is made.
+    """
+
+    def __init__(self, connected: Callable[[RawReceiver], None]) -> None:
+        super().__init__()
+        self._connected = connected
+
+    def connectionMade(self) -> None:
+        super().connectionMade()
+        self._connected(self)
 
     async def greet(self, pair: str, id: int = 0, **changes: Any) -> dict[str, Any]:
         """HELLO in both directions and the opening ACK; what the sender said."""
@@ -249,9 +262,10 @@ class RawStandby(Factory):
             await connection.abort()
 
     def buildProtocol(self, _address: object) -> RawReceiver:
-        receiver = RawReceiver()
+        return RawReceiver(self._connected)
+
+    def _connected(self, receiver: RawReceiver) -> None:
         self._all.append(receiver)
         self._connections.append(receiver)
         if self._waiting is not None and not self._waiting.called:
             self._waiting.callback(None)
-        return receiver

@@ -27,7 +27,7 @@ from tests.raw_peer import (
 from tests.state import MIB, state_of
 from tests.waiting import pause, until
 
-_BAD, _GOOD = free_port(), free_port()
+_BAD, _SPARE, _GOOD = free_port(), free_port(), free_port()
 
 _RECV_HDR, _RECV_PAYLOAD, _STATE_INVALID, _REALLOC_BUF = 3, 5, 7, 8
 
@@ -41,6 +41,8 @@ class BadSenderTests(SharedDaemonCase):
 
     pairs: ClassVar[Mapping[str, Section]] = {
         "standby": secondary(_BAD, max_payload="1MiB", max_transaction="2MiB", handshake_time="1s", ack="applied"),
+        # For tests that use up ids, which the others expect to be 0.
+        "spare": secondary(_SPARE),
         "good": primary(_GOOD),
         "good-standby": secondary(_GOOD, name="good", sink="memory"),
     }
@@ -48,7 +50,6 @@ class BadSenderTests(SharedDaemonCase):
     async def setUp(self) -> None:  # type: ignore[override]  # trial waits for it
         await super().setUp()
         self.resident = self.shared.resident()
-        self.held = await self.shared.checkpoints("standby")
         self.good = await self.shared.pair("good")
         self.addCleanup(self.assert_nobody_felt_it)
 
@@ -57,19 +58,25 @@ class BadSenderTests(SharedDaemonCase):
         await self.shared.push("good", b"goes on")
         self.assertEqual(await self.shared.checkpoint("good-standby"), b"goes on")
         self.assertEqual((await self.shared.pair("good"))["reconnects"], self.good["reconnects"])
-        self.assertEqual(await self.shared.checkpoints("standby"), self.held)
+        for standby in ("standby", "spare"):
+            self.assertEqual(await self.shared.checkpoints(standby), [])
         self.assertLess(self.shared.resident() - self.resident, 16 * MIB)
 
     async def stranger(self) -> RawSender:
         """A connection to the standby's port."""
         return await self.raw_sender(_BAD)
 
-    async def sender(self, **changes: Any) -> tuple[RawSender, int]:
-        """A sender whose session is open, and the id it has to begin with."""
+    async def sender(self, **changes: Any) -> RawSender:
+        """A sender whose session is open, and which has to begin with the id 0."""
         sender = await self.stranger()
-        id = await sender.greet("standby", **changes)
+        self.assertEqual(await sender.greet("standby", **changes), 0)
         await self.shared.until_pair("standby", link_state="up", has_error=0)
-        return sender, id
+        return sender
+
+    async def spare_sender(self, **changes: Any) -> tuple[RawSender, int]:
+        """A sender whose session with the spare standby is open, and the id it has to begin with."""
+        sender = await self.raw_sender(_SPARE)
+        return sender, await sender.greet("spare", **changes)
 
     async def failed(self, code: int) -> Json:
         """The standby, once it shows an error; which has to be this one, with a sentence, and no transaction."""
@@ -80,17 +87,16 @@ class BadSenderTests(SharedDaemonCase):
 
     async def assert_ends_session(self, name: str, before: bytes, bad: bytes, code: int, says: str = "") -> None:
         """After ``before`` all is well, ``bad`` ends the session with an error."""
-        sender, id = await self.sender()
+        sender = await self.sender()
         if before:
             sender.send(before)
-            await self.shared.until_pair("standby", transaction={"id": id, "seq": 0, "bytes": 0})
+            await self.shared.until_pair("standby", transaction={"id": 0, "seq": 0, "bytes": 0})
         sender.send(bad)
         await sender.until_closed()
         pair = await self.failed(code)
         self.assertIn(says, pair["has_error_detail"], name)
 
     async def test_commands_that_are_not_allowed(self) -> None:
-        """An opening id of 0 in all of them: nothing is ever committed here."""
         begin = frame(BEGIN, 0)
         for name, before, bad, says in (
             ("unknown command", b"", frame(0x1234, 0), "0x1234"),
@@ -150,34 +156,33 @@ class BadSenderTests(SharedDaemonCase):
             (frame(BEGIN) + frame(CONTINUE, 0, 0, b"state"), _RECV_HDR),
             (frame(BEGIN) + frame(CONTINUE, 0, 0, b"state") + header(COMMIT, 0, 1, 8) + b"1234567", _RECV_PAYLOAD),
         ):
-            sender, _id = await self.sender()
+            sender = await self.sender()
             sender.send(data)
             sender.close()
             await sender.until_closed()
             self.assertIn("closed", (await self.failed(code))["has_error_detail"])
 
     async def test_a_close_between_transactions_is_no_error(self) -> None:
-        sender, _id = await self.sender()
+        sender = await self.sender()
         sender.close()
         pair = await self.shared.until_pair("standby", link_state="down")
         self.assertEqual(pair["has_error"], 0)
 
     async def test_a_wrong_digest_is_refused_and_the_session_goes_on(self) -> None:
-        sender, id = await self.sender()
+        sender, id = await self.spare_sender()
         answer = await sender.transaction(id, b"some", b"state", sum=digest(b"other state"))
         self.assertEqual(answer, Frame(NACK, id, _RECV_PAYLOAD))
-        pair = await self.shared.pair("standby")
+        pair = await self.shared.pair("spare")
         self.assertEqual((pair["link_state"], pair["has_error"], pair["state"]), ("up", 0, "NACK"))
-        newest = (await self.shared.transactions("standby"))[-1]
+        newest = (await self.shared.transactions("spare"))[-1]
         self.assertEqual((newest["outcome"], newest["number"]), ("nacked", None))
         self.assertIn("digest", newest["detail"])
-        # The id is not used up: the same again, without a fault, is refused for nothing.  It has no frame, so that
-        # it is no checkpoint.
+        # The id is not used up.  This one has no frame, so that it is no checkpoint.
         self.assertEqual(await sender.transaction(id), Frame(ACK, id, 0))
 
     async def test_a_wrong_digest_where_no_refusal_was_agreed(self) -> None:
-        sender, id = await self.sender(features=["digest"])
-        sender.send(frame(BEGIN, id) + frame(CONTINUE, id, 0, b"state") + frame(COMMIT, id, 1, digest(b"other")))
+        sender = await self.sender(features=["digest"])
+        sender.send(frame(BEGIN) + frame(CONTINUE, 0, 0, b"state") + frame(COMMIT, 0, 1, digest(b"other")))
         self.assertEqual(await sender.until_closed(), b"")
         await self.failed(_RECV_PAYLOAD)
 
@@ -231,7 +236,7 @@ class BadSenderTests(SharedDaemonCase):
             self.assertIn(says, (await self.failed(code))["has_error_detail"])
 
     async def test_unknown_keys_in_a_hello_do_not_matter(self) -> None:
-        sender, id = await self.sender(colour="blue", features=["atomic", "digest", "nack", "telepathy"])
+        sender, id = await self.spare_sender(colour="blue", features=["atomic", "digest", "nack", "telepathy"])
         self.assertEqual(await sender.transaction(id), Frame(ACK, id, 0))
 
     async def test_many_strangers_at_once(self) -> None:
@@ -363,7 +368,6 @@ class BadReceiverTests(EndToEndCase):
             (frame(NACK, 0, 6), "NACK"),
             (frame(CONTINUE, 0, 0, b"state"), "CONTINUE"),
         ):
-            # Big-endian numbers never meet; a primary that does not beat is one whose ACK can be out of place.
             await receiver.greet("demo")
             await self.sender.until_up("demo")
             receiver.send(bad)

@@ -22,7 +22,7 @@ from ftd.status import PairStatus
 #: Seconds between two drawings, however often a pair changes.
 _DRAWING = 0.5
 
-#: Seconds between two looks at the whole list, in which a pair that was removed is missing.  No event tells of it.
+#: Seconds between two looks at the whole daemon: its version and its uptime are new after a restart.
 _LISTING = 5.0
 
 
@@ -48,7 +48,9 @@ class Picture:
 
     def take(self, event: Event) -> None:
         """Something has happened."""
-        if event.kind == "pair":
+        if event.kind == "pair" and event.data.get("removed"):
+            self.pairs.pop(event.pair, None)
+        elif event.kind == "pair":
             self.pairs[event.pair] = event.pair_status()
             self._in_snapshot.add(event.pair)
         elif event.kind == "lagged":

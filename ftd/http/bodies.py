@@ -62,7 +62,7 @@ class _Wrong(Exception):
     """A value that a field cannot have.  ``below`` is the way from the field to the value, ``.x`` or empty."""
 
     def __init__(self, detail: str, below: str = "") -> None:
-        super().__init__(detail)
+        super().__init__(detail, below)
         self.detail = detail
         self.below = below
 

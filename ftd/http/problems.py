@@ -21,6 +21,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 
 from ftd.errors import (
     AlreadyExists,
+    CannotKeep,
     ConfigError,
     FtdError,
     LinkDown,
@@ -81,6 +82,7 @@ STATUS_BY_ERROR: Mapping[type[FtdError], tuple[int, str]] = {
     AlreadyExists: (409, "Already there"),
     TooLarge: (413, "Over a limit"),
     UnsupportedBody: (415, "Not a body for this route"),
+    CannotKeep: (500, "Cannot be kept"),
     LinkDown: (503, "The link is down"),
     TooManyReaders: (503, "Too many readers"),
     NoAck: (504, "No acknowledgement in time"),

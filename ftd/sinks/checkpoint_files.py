@@ -96,19 +96,19 @@ class PartialFile:
         self._close()
         final = self._directory / file_name(checkpoint)
         self._path.rename(final)
-        try:
-            sync_directory(self._directory)
-        except OSError:
-            # It must not come back as committed after it was refused.
-            final.unlink(missing_ok=True)
-            raise
+        # If it is refused after all, it is discarded under this name: it must not come back as committed.
+        self._path = final
+        sync_directory(self._directory)
 
     def discard(self) -> None:
-        """Remove it."""
-        self._close()
-        self._path.unlink(missing_ok=True)
+        """Remove it.  After an error it may be tried again."""
+        try:
+            self._close()
+        finally:
+            self._path.unlink(missing_ok=True)
 
     def _close(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            # Also where this fails the descriptor is gone, and soon may be somebody else's.
+            os.close(descriptor)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
@@ -60,7 +61,9 @@ class DirectorySink:
         # Of the open transaction: what has not been given to the thread yet, and what has been.
         self._run = BlockRun(self._pool)
         self._waiting = 0
-        self._incoming = _Incoming(directory)
+        # Files that could not be removed when they had to be; the thread's.
+        self._leftovers: list[checkpoint_files.PartialFile] = []
+        self._incoming = _Incoming(directory, self._leftovers)
 
     def recover(self) -> None:
         """
@@ -86,7 +89,7 @@ class DirectorySink:
     def begin(self) -> None:
         """See `ISink`."""
         self._run.release()
-        self._incoming = _Incoming(self._directory)
+        self._incoming = _Incoming(self._directory, self._leftovers)
 
     def write(self, data: bytes | memoryview) -> None:
         """See `ISink`."""
@@ -180,11 +183,16 @@ class DirectorySink:
 
 
 class _Incoming:
-    """One transaction on its way to the disk.  Its methods run in the thread; its failure is read outside of it."""
+    """
+    One transaction on its way to the disk.  Its methods run in the thread; its failure is read outside of it.
 
-    def __init__(self, directory: Path) -> None:
+    :param leftovers: what earlier ones could not remove, and what this one cannot.
+    """
+
+    def __init__(self, directory: Path, leftovers: list[checkpoint_files.PartialFile]) -> None:
         self.failure: SinkError | None = None
         self._directory = directory
+        self._leftovers = leftovers
         self._file: checkpoint_files.PartialFile | None = None
         self._size = 0
 
@@ -208,6 +216,7 @@ class _Incoming:
         if self.failure is None:
             try:
                 self._opened().publish(checkpoint)
+                self._file = None
             except OSError as error:
                 self._fail(error)
         if self.failure is not None:
@@ -215,20 +224,24 @@ class _Incoming:
         return checkpoint
 
     def discard(self) -> None:
-        """Leave nothing behind."""
+        """Leave nothing behind; what cannot be removed now has to be before the next file is opened."""
         if self._file is not None:
-            self._file.discard()
+            self._leftovers.append(self._file)
             self._file = None
+        self._clean_up()
+
+    def _clean_up(self) -> None:
+        while self._leftovers:
+            self._leftovers[-1].discard()
+            self._leftovers.pop()
 
     def _opened(self) -> checkpoint_files.PartialFile:
         if self._file is None:
+            self._clean_up()
             self._file = checkpoint_files.PartialFile(self._directory)
         return self._file
 
     def _fail(self, error: OSError) -> None:
         self.failure = cannot_store(f"cannot store a checkpoint in {self._directory}", error)
-        try:
+        with suppress(OSError):
             self.discard()
-        except OSError:
-            # The directory is gone or broken; the next start cleans up what may be left.
-            self._file = None

@@ -144,6 +144,9 @@ class _Reader(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: object) -> int:
+        if self.closed:
+            # Its blocks may be somebody else's by now.
+            raise ValueError("I/O operation on closed file")
         target = memoryview(buffer).cast("B")  # type: ignore[arg-type]
         run = self._held.run
         size = max(0, min(len(target), run.size - self._at))

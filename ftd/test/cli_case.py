@@ -47,6 +47,7 @@ class CliTestCase(ClientTestCase):
     :cvar is_terminal: whether both outputs are terminals.
     :ivar running: the command that goes on, if the last one did not come to an end.
     :ivar settings: of the last command that was run.
+    :ivar reads: how often the reactor found something to read.
     """
 
     is_terminal = False
@@ -55,6 +56,7 @@ class CliTestCase(ClientTestCase):
         super().setUp()
         self.running: Deferred[int] | None = None
         self.settings: Settings
+        self.reads = 0
         self.out = StringIO()
         self.err = StringIO()
 
@@ -80,6 +82,7 @@ class CliTestCase(ClientTestCase):
         working = self.start(outcome(session, task))
         while readers := self.reactor.getReaders():
             for reader in readers:
+                self.reads += 1
                 reader.doRead()
             self.pump()
         if working.called:

@@ -64,7 +64,14 @@ class ScriptedServers(ServerFactory[ScriptedServer]):
 
 
 class ClientTransport(SocketLikeTransport):
-    """The client's end; as with a socket, nobody is told of an abort before the next turn of the reactor."""
+    """
+    The client's end.  As with a socket, closing waits for a producer, and nobody is told of an abort before the next
+    turn of the reactor.
+    """
+
+    def _close_if_asked(self) -> None:
+        if self.producer is None:
+            super()._close_if_asked()
 
     def abortConnection(self) -> None:
         """Break the connection."""

@@ -29,6 +29,7 @@ from ftd.wire.hello import Hello
 from ftd.wire.receiver import ReceiverMachine
 from ftd.wire.sender import SenderMachine
 from ftd.wire.session import Limits
+from ftd.wire.states import State
 
 #: Far enough apart that a test cannot take one for another.
 TIMES = LinkTimes(handshake=10.0, heartbeat=1.0, dead=5.0)
@@ -240,6 +241,7 @@ class FakeReceiverOwner:
     :ivar session: the receiver that has the session.
     :ivar claimed_with: the HELLO of each sender that wanted it.
     :ivar settling: what the next receiver waits for before it speaks.
+    :ivar states: of the session each time that it was told of a change, and whether it was frozen.
     """
 
     def __init__(self) -> None:
@@ -253,6 +255,7 @@ class FakeReceiverOwner:
         self.pair = PAIR
         self.features = FEATURES
         self.node = "b"
+        self.states: list[tuple[State, bool]] = []
 
     def settled(self) -> Deferred[None]:
         """See `ReceiverOwner`."""
@@ -293,6 +296,11 @@ class FakeReceiverOwner:
     def heartbeat(self, id: int) -> None:
         """See `ReceiverOwner`."""
         self.events.append(f"heartbeat {id}")
+
+    def state_changed(self) -> None:
+        """See `ReceiverOwner`."""
+        if self.session is not None:
+            self.states.append((self.session.machine.state, self.session.is_frozen))
 
     def damaged(self, mismatch: DigestMismatch) -> None:
         """See `ReceiverOwner`."""

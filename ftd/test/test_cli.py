@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO, cast
 
 import ftd
+from ftd.cli import commands
+from ftd.cli.session import Settings, Task
 from ftd.client import DEFAULT_URL
 from ftd.errors import LinkDown, PairFailed, TooLarge
 from ftd.test.cli_case import CliTestCase
@@ -98,18 +102,13 @@ class TransactionTests(CliTestCase):
         """The user learns why it took long."""
         self.ftdctl("begin", "demo")
         self.ftdctl("put", "demo", self.file(b""))
-        self.primary.shown = self.frozen()
+        self.primary.show(freeze_output=True)
         path = self.file(b"abc")
         self.ftdctl("put", "demo", path)
         self.assertIsNotNone(self.running)
         self.primary.uploads[-1].body.resumeProducing()
         self.pump()
         self.assertEqual(self.printed(), ["accepted 3 B; the pair is frozen: its link takes no more just now"])
-
-    def frozen(self) -> Any:
-        """The primary as it shows itself while frozen."""
-        self.primary.show(freeze_output=True)
-        return self.primary.shown
 
     def test_push(self) -> None:
         """All in one."""
@@ -129,6 +128,16 @@ class TransactionTests(CliTestCase):
         printed = self.ftdctl("push", "demo", f"/dev/fd/{out}")
         self.assertEqual((printed.code, self.primary.uploads[0].data), (0, b"abc"))
         self.assertIn(b"Transfer-Encoding: chunked", self.links[0].sent)
+        self.assertEqual(self.reads, 2)
+
+    def test_push_from_standard_input(self) -> None:
+        """As from a pipe, also where it is a file."""
+        standard_input = FileIO(self.file(b"abc"))
+        self.addCleanup(standard_input.close)
+        standard_input.name = "<stdin>"
+        operation = partial(commands.push, pair="demo", file=cast(BinaryIO, standard_input))
+        code = self.run_task(Settings(self.run_task), Task(operation=operation, command="push", pair="demo"))
+        self.assertEqual((code, self.primary.uploads[0].data, self.reads), (0, b"abc", 2))
 
     def test_no_such_file(self) -> None:
         """Is wrong usage, and nothing is asked of the daemon."""

@@ -182,6 +182,13 @@ class TraceTests(CliTestCase):
         self.pump()
         self.assertEqual(self.printed(), ["ft_trans_cb {'other': 1}"])
 
+    def test_control_characters(self) -> None:
+        """What a daemon sends cannot take the terminal over."""
+        self.ftdctl("trace", "demo", "--follow")
+        self.bus.publish("trace", "demo", {"name": "ft_trans_cb", "args": {"cb": "\x1b[2J"}}, "ft_trans_cb")
+        self.pump()
+        self.assertEqual(self.printed(), ["ft_trans_cb callback \\x1b[2J"])
+
     def test_daemon_restarts(self) -> None:
         """Is told once on standard error, and followed by what comes then."""
         self.ftdctl("trace", "demo", "--follow")

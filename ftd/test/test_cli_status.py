@@ -11,12 +11,15 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ftd.cli.progress import progress_bar
 from ftd.cli.session import Session, console
+from ftd.cli.watch import Picture
 from ftd.cli.wording import age, duration, frames, plain, size, timestamp
+from ftd.client import DaemonInfo, Event, Unreachable
 from ftd.client.transfer import silent
-from ftd.status import LastCommitted, LinkState, OpenTransaction
+from ftd.status import LastCommitted, LinkState, OpenTransaction, to_json
 from ftd.test.api_case import NOW
 from ftd.test.cli_case import CliTestCase
 from ftd.test.client_case import ClientTestCase
+from ftd.testing.fake_pairs import fake_status
 
 
 class WordingTests(SynchronousTestCase):
@@ -165,6 +168,48 @@ class ColourTests(CliTestCase):
         self.assertIn("\x1b[1;31m  FLUSH: disk full", self.ftdctl("status").out)
 
 
+class PictureTests(SynchronousTestCase):
+    """What ``--watch`` knows of the pairs: never one that the last whole snapshot did not have."""
+
+    def setUp(self) -> None:
+        info = DaemonInfo(name="ftd", version="1", node="n", uptime_seconds=1.0, pairs=())
+        self.picture = Picture(info, NOW, {})
+        self.snapshot("a", "b")
+
+    def snapshot(self, *names: str) -> None:
+        """One arrives."""
+        for name in names:
+            status = fake_status(name, "primary")
+            self.picture.take(Event("pair", "", {"pair": name, "initial": True, **to_json(status)}))
+        self.picture.take(Event("sync", "7", {}))
+
+    def names(self) -> list[str]:
+        """Of the pairs that are shown."""
+        return list(self.picture.pairs)
+
+    def test_change(self) -> None:
+        """A pair that is new is added, the others stay."""
+        status = to_json(fake_status("c", "primary"))
+        self.picture.take(Event("pair", "8", {"pair": "c", **status}))
+        self.assertEqual(self.names(), ["a", "b", "c"])
+
+    def test_after_lagging(self) -> None:
+        """A new snapshot, in the same stream."""
+        self.picture.take(Event("lagged", "7", {"dropped": 5}))
+        self.assertEqual(self.names(), ["a", "b"])
+        self.snapshot("b")
+        self.assertEqual(self.names(), ["b"])
+
+    def test_after_a_break(self) -> None:
+        """A new snapshot, in a new stream; until it is there the old picture stays, with the trouble."""
+        self.picture.link(Unreachable("unix:x", "it broke"))
+        self.assertEqual((self.names(), self.picture.trouble), (["a", "b"], "unix:x: it broke; trying again"))
+        self.picture.link(None)
+        self.assertEqual((self.names(), self.picture.trouble), (["a", "b"], ""))
+        self.snapshot("b", "c")
+        self.assertEqual(self.names(), ["b", "c"])
+
+
 class WatchTests(CliTestCase):
     """status --watch, into a file: what has changed is written below."""
 
@@ -202,11 +247,11 @@ class WatchTests(CliTestCase):
         self.assertEqual(self.printed(), [])
 
     def test_removed_pair(self) -> None:
-        """Is missed soon, although no event tells of it."""
+        """Its last event says so."""
         self.ftdctl("status", "--watch")
         self.printed()
-        del self.daemon.all["demo"]
-        self.pump(5)
+        pair = self.daemon.all.pop("demo")
+        self.bus.publish("pair", "demo", {**to_json(pair.status()), "removed": True})
         self.look_again()
         self.assertEqual(self.printed()[2], "demo-standby    up          ACK       none yet                      0")
 

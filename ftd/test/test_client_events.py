@@ -16,6 +16,7 @@ from ftd.client.sse import MAX_LINE, Message, NotAnEventStream, SseReader
 from ftd.status import LinkState, Outcome, to_json
 from ftd.test.api_case import NOW
 from ftd.test.client_case import ClientTestCase, ScriptedServer
+from ftd.test.wire.profile import examples
 
 
 class SseReaderTests(SynchronousTestCase):
@@ -35,6 +36,7 @@ class SseReaderTests(SynchronousTestCase):
         """All three, and a pair of them in two chunks is still one."""
         found = self.messages(b"data: a\r\ndata: b\rdata: c\n\r\r", b"\ndata: d\r", b"\n\r", b"\n", b"", b"data: e\n\n")
         self.assertEqual([message.data for message in found], ["a\nb\nc", "d", "e"])
+        self.assertEqual(self.messages(b"data: a\r", b"\ndata: b\n\n"), [Message("", "message", "a\nb")])
 
     def test_comments_and_unknown_fields(self) -> None:
         """Mean nothing."""
@@ -63,6 +65,7 @@ class SseReaderTests(SynchronousTestCase):
         self.assertEqual(list(reader.feed(b"x" * MAX_LINE)), [])
         self.assertRaises(NotAnEventStream, list, reader.feed(b"x"))
 
+    @examples(100)
     @given(
         st.lists(st.tuples(st.integers(0), st.sampled_from(["pair", "trace"]), st.dictionaries(st.text(), st.text()))),
         st.lists(st.integers(1, 30)),
@@ -382,6 +385,19 @@ class SilenceTests(EventsTestCase):
         self.pump(10 * SILENCE)
         self.assertEqual(self.notices, ["there"])
         self.assertEqual([self.next(stream).data["n"] for _ in range(count + 1)], list(range(1, count + 2)))
+
+    def test_slow_reader_after_an_upload(self) -> None:
+        """A connection that has carried an upload is paused as any other."""
+        servers = self.script()
+        uploading = self.start(self.client.push("demo", b"state"))
+        servers.connections[0].answer("200 OK", b'{"id":0,"seq":1,"bytes":5,"seconds":1}')
+        self.pump()
+        self.assertEqual(self.successResultOf(uploading).bytes, 5)
+        self.start(cast(Any, self.follow().__anext__()))
+        events = b"".join(encode_sse(count, "pair", {"n": count}) for count in range(2 * MAX_WAITING))
+        servers.connections[0].transport.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + events)
+        self.pump()
+        self.assertEqual((len(self.links), self.links[0].transport.producerState), (1, "paused"))
 
     def test_many_events_in_the_first_read(self) -> None:
         """They are more than it holds, and come before it could have paused."""

@@ -83,6 +83,7 @@ NOT_LISTENING: list[tuple[str, str]] = [
     ("unix:/a:lockfile=yes", "'yes' will not do as lockfile"),
     ("unix:/a:timeout=3", "is the wrong way round"),
     ("unix:path=/a", "is the wrong way round"),
+    ("unix:/a /.", "the path of a socket cannot end in a space"),
     ("unix:/" + "x" * LONGEST_SOCKET_PATH, "the path of a socket can have 107 bytes"),
 ]
 

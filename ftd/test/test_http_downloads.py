@@ -5,6 +5,7 @@ from __future__ import annotations
 from twisted.internet.defer import Deferred
 from werkzeug.http import http_date
 
+from ftd.http import downloads
 from ftd.http.downloads import BLOCK
 from ftd.test.api_case import NOW, ApiTestCase
 from ftd.testing.http_client import Connection, Response
@@ -201,18 +202,35 @@ class PaceTests(DownloadTestCase):
         self.assertTrue(self.store.opened[0].closed)
         self.assertEqual(len(self.flushLoggedErrors(EOFError)), 1)
 
+    def test_a_connection_that_sends_at_once_does_not_pile_up_calls(self) -> None:
+        self.patch(downloads, "BLOCK", 1)
+        client = self.connect(capacity=0)
+        write = client.transport.write
+
+        def write_and_send(data: bytes) -> None:
+            write(data)
+            client.received += client.transport.take()
+
+        self.patch(client.transport, "write", write_and_send)
+        self.request(client, "GET", f"{PATH}/2")
+        self.assertEqual(client.response().body, DATA)
+
     def test_a_file_that_cannot_be_read_breaks_the_connection(self) -> None:
         client = self.start()
         (file,) = self.store.opened
+        aborts: list[None] = []
+        # As with a socket: the protocol is told in a later turn of the reactor.
+        self.patch(client.transport, "abortConnection", lambda: aborts.append(None))
 
         def fail(_: int) -> bytes:
             raise OSError("the disk is gone")
 
         self.patch(file, "read", fail)
         client.read()
-        self.assertTrue(client.transport.was_aborted)
+        self.assertEqual(len(aborts), 1)
         self.assertTrue(file.closed)
         self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
+        client.disconnect()
 
     def test_a_client_that_goes_away_while_the_store_settles(self) -> None:
         self.secondary.settling = Deferred()

@@ -6,7 +6,13 @@ import socket
 from collections.abc import Callable
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IProtocol, IProtocolFactory, IStreamClientEndpoint, ITCPTransport
+from twisted.internet.interfaces import (
+    IProtocol,
+    IProtocolFactory,
+    IStreamClientEndpoint,
+    ITCPTransport,
+    IUNIXTransport,
+)
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
@@ -343,6 +349,14 @@ class TcpTransport(StringTransport):
         self.options.append((level, option, value))
 
 
+@implementer(IUNIXTransport)
+class UnixTransport(TcpTransport):
+    """Twisted's have the options of TCP by inheritance only."""
+
+    def sendFileDescriptor(self, descriptor: int) -> None:  # noqa: N802
+        """See `IUNIXTransport`."""
+
+
 class TuneSocketTests(SynchronousTestCase):
     def test_a_tcp_connection_sends_at_once_and_is_given_up_after_dead_time(self) -> None:
         protocol = Protocol()
@@ -362,3 +376,10 @@ class TuneSocketTests(SynchronousTestCase):
         protocol = Protocol()
         protocol.makeConnection(StringTransport())
         tune_socket(protocol, 2.5)
+
+    def test_so_is_a_unix_one_though_it_looks_like_tcp(self) -> None:
+        protocol = Protocol()
+        transport = UnixTransport()
+        protocol.makeConnection(transport)
+        tune_socket(protocol, 2.5)
+        self.assertEqual(transport.options, [])

@@ -87,6 +87,11 @@ class FreezeInputTests(LinkTestCase):
         self.assertEqual(sink.kept, [b"abcdef"])
         self.assertTrue(self.link.server.is_reading)
 
+    def test_its_owner_hears_of_every_change(self) -> None:
+        self.sink.pause()
+        self.sink.resume()
+        self.assertEqual(self.secondary.states, [(State.ACK, True), (State.ACK, False)])
+
     def test_saying_it_twice_changes_nothing(self) -> None:
         for _ in range(2):
             self.sink.pause()
@@ -263,12 +268,23 @@ class CommitTests(LinkTestCase):
         self.assertEqual((self.sink.held, self.sink.committing), (None, []))
         self.assertEqual(self.secondary.events[-1], "transaction 0 damaged")
 
+    def test_its_owner_is_told_when_it_has_answered(self) -> None:
+        for error, state in ((None, State.ACK), (DISK_FULL, State.NACK)):
+            self.setUp()
+            self.open_receiver(ack_first=False)
+            self.send(transaction(0, b"one"))
+            self.assertEqual(self.secondary.states, [(State.COMMIT, True)])
+            self.finish(error)
+            self.assertEqual(self.secondary.states[1:], [(state, True), (state, False)])
+
     def test_a_link_that_breaks_drops_the_open_transaction(self) -> None:
         self.open_receiver(ack_first=False)
+        self.receiver_trace.switch({"ft_trans_close": True})
         self.send(frame(Command.BEGIN), frame(Command.CONTINUE, payload=b"state"))
         self.link.cut(clean=False)
         self.link.pump()
         self.assertEqual((self.sink.held, self.sink.aborts, self.sink.producer), (None, 1, None))
+        self.assertEqual(self.traced(self.receiver_bus), [("ft_trans_close", {})])
 
     def test_a_link_that_breaks_does_not_stop_a_commit(self) -> None:
         self.open_receiver(ack_first=False)

@@ -17,7 +17,6 @@ from ftd.test.wire.reaching import frame
 from ftd.testing.transport import Link
 from ftd.trace import TRACE_EVENTS
 from ftd.wire.constants import HEADER_SIZE, Command
-from ftd.wire.states import State
 
 #: A frame that fills the transport by itself.
 BIG = b"b" * (CAPACITY + 500)
@@ -290,12 +289,14 @@ class SourceTests(LinkTestCase):
 
     def test_a_link_that_ends_lets_go_of_the_source(self) -> None:
         self.sender.registerProducer(self.source, True)
+        self.sender.set_bandwidth(1000)
+        self.sender.write(BIG)
         self.link.cut(clean=False)
         self.link.pump()
         self.sender.set_rate_limit(False)
-        self.sender.set_bandwidth(1000)
-        self.assertEqual(self.source.calls, [])
-        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.sender.set_bandwidth(0)
+        self.assertEqual(self.source.calls, ["pause"])
+        self.assertEqual((self.sender.buffered, self.clock.getDelayedCalls()), (0, []))
 
 
 class RandomFreezeTests(LinkTestCase):
@@ -400,6 +401,11 @@ class CloseTests(LinkTestCase):
         self.assertEqual(self.primary.lost_with, [None])
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    def test_the_end_is_traced(self) -> None:
+        self.sender_trace.switch({"ft_trans_close": True})
+        self.close()
+        self.assertEqual(self.traced(self.sender_bus), [("ft_trans_close", {})])
+
     def test_what_waits_in_the_buffer_is_sent_first(self) -> None:
         self.sender.begin()
         self.sender.write(BIG)
@@ -438,7 +444,8 @@ class CloseTests(LinkTestCase):
         self.sender.write(BIG)
         self.sender.commit()
         self.sender.close()
+        self.link.to_server.is_stalled = True
         self.peer.say(frame(Command.ACK, 0, 1))
         self.link.pump()
+        self.assertEqual(self.link.to_client.waiting, 0)
         self.assertNotIn("transaction 0 acknowledged", self.primary.events)
-        self.assertIs(self.sender.machine.state, State.CLOSED)

@@ -165,6 +165,35 @@ class SenderDeadTimeTests(LinkTestCase):
         self.sender.write(BIG)
         self.assert_dead_after(TIMES.dead)
 
+    def test_what_piles_up_in_the_buffer_meanwhile_is_no_sign_of_its_life(self) -> None:
+        self.sender.set_rate_limit(False)
+        self.link.to_server.is_stalled = True
+        self.sender.begin()
+        self.sender.write(BIG)
+        for _ in range(4):
+            self.pass_time(1, self.link)
+            self.sender.write(b"more")
+        self.assert_dead_after(TIMES.dead - 4)
+
+    def test_a_byte_is_a_sign_of_its_life(self) -> None:
+        self.sender.begin()
+        self.sender.commit()
+        for byte in frame(Command.ACK):
+            self.pass_time(TIMES.dead - NEARLY, self.link)
+            self.peer.say(bytes([byte]))
+        self.link.pump()
+        self.assertEqual(self.primary.events[-1], "heartbeat 0 acknowledged")
+        self.assertFalse(self.link.is_over)
+
+    def test_one_that_answers_when_it_is_given_up_is_not_heard(self) -> None:
+        self.sender.begin()
+        self.sender.commit()
+        self.clock.advance(TIMES.dead)
+        self.sender.dataReceived(frame(Command.ACK))
+        self.link.pump()
+        self.assertEqual(code_of(self.primary.lost_with), ["RECV_HDR"])
+        self.assertNotIn("heartbeat 0 acknowledged", self.primary.events)
+
     def test_a_receiver_that_reads_slowly_is_not_dead(self) -> None:
         self.sender.begin()
         for _ in range(4):

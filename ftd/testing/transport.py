@@ -82,6 +82,8 @@ class BoundedTransport:
         self._capacity = capacity
         self._unsent = bytearray()
         self._producer_is_paused = False
+        # Whether there is something to do when everything is sent (Twisted's startWriting and stopWriting).
+        self._is_writing = False
         # Why the connection is gone, from when it is gone until the protocol is told.
         self._gone: Failure | None = None
         # What there is to be noticed of the peer, by reading or by writing.
@@ -100,6 +102,7 @@ class BoundedTransport:
             raise TypeError(f"a transport takes bytes, not {type(data).__name__}")
         if not data or not self._is_usable():
             return
+        self._is_writing = True
         self._unsent += data
         self.most_unsent = max(self.most_unsent, len(self._unsent))
         if self.producer is not None and len(self._unsent) > self._capacity:
@@ -111,8 +114,11 @@ class BoundedTransport:
         self.write(b"".join(data))
 
     def loseConnection(self) -> None:
-        """Close when everything is delivered and no paused producer is left that would write more."""
+        """
+        Close when everything is delivered; a producer that was paused, and may write more, has to be unregistered too.
+        """
         if self.connected and not self.disconnecting:
+            self._is_writing = True
             self.is_reading = False
             self.disconnecting = True
 
@@ -138,6 +144,7 @@ class BoundedTransport:
     def unregisterProducer(self) -> None:
         """No complaint if there is none."""
         self.producer = None
+        self._is_writing |= self.disconnecting
 
     def pauseProducing(self) -> None:
         """Read no more."""
@@ -172,8 +179,9 @@ class BoundedTransport:
 
     def _write_ready(self) -> bool:
         """Do what Twisted's ``doWrite`` does when there is nothing left to send; whether that was anything."""
-        if self._unsent or not self._is_usable():
+        if self._unsent or not self._is_writing or not self._is_usable():
             return False
+        self._is_writing = False
         if self.producer is not None and self._producer_is_paused:
             self._producer_is_paused = False
             self.producer.resumeProducing()
