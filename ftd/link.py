@@ -20,7 +20,7 @@ import socket
 from collections.abc import Callable
 from enum import Enum
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import (
     IDelayedCall,
     IProtocol,
@@ -114,13 +114,13 @@ class Dialer:
         self._wait = _FIRST_WAIT
         self._dial()
 
-    def stop(self) -> None:
-        """Give up what is under way; a connection that stands is closed politely."""
+    def stop(self) -> Deferred[None]:
+        """Give up what is under way; a connection that stands is closed politely.  Fires when there is none."""
         self._phase = _Phase.STOPPED
         self._give_up()
-        if self._protocol is not None:
-            self._protocol.close()
+        closed = self._protocol.close() if self._protocol is not None else succeed(None)
         self._changed(LinkState.DOWN, "stopped")
+        return closed
 
     def redial(self) -> None:
         """Drop what there is and connect now."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from typing import Protocol as TypingProtocol
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, ITransport
 from twisted.internet.protocol import Protocol
@@ -54,6 +54,7 @@ class LinkProtocol(Protocol):
         self._last_sign = clock.seconds()
         self._timer: IDelayedCall | None = None
         self._error: WireError | None = None
+        self._when_gone: list[Deferred[None]] = []
 
     def connectionMade(self) -> None:
         self._last_sign = self.clock.seconds()
@@ -72,12 +73,21 @@ class LinkProtocol(Protocol):
         abort = getattr(transport, "abortConnection", transport.loseConnection)
         abort()
 
-    def close(self) -> None:
-        """Let what was said reach the peer, but do not wait for it for longer than a handshake may take."""
+    def close(self) -> Deferred[None]:
+        """
+        Let what was said reach the peer, but do not wait for it for longer than a handshake may take.
+
+        :return: fires when the link is gone.
+        """
+        if not self.connected:
+            return succeed(None)
+        gone: Deferred[None] = Deferred()
+        self._when_gone.append(gone)
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         self._timer = self.clock.callLater(self.times.handshake, self.hang_up)
         self._close_transport()
+        return gone
 
     def _close_transport(self) -> None:
         self._transport().loseConnection()
@@ -128,6 +138,12 @@ class LinkProtocol(Protocol):
         if isinstance(reason.value, ConnectionDone):
             return at_end
         return WireError(at_end.code, f"{at_end.detail} ({reason.getErrorMessage()})")
+
+    def _tell_gone(self) -> None:
+        """The pair has been told that the link is gone; now those who wait for it are."""
+        waiting, self._when_gone = self._when_gone, []
+        for gone in waiting:
+            gone.callback(None)
 
 
 class SenderOwner(TypingProtocol):

@@ -61,6 +61,8 @@ class PrimaryPair(Pair):
         # Begins that wait for the ACK of a heartbeat.
         self._queued_begins: deque[Callable[[], None]] = deque()
         self._frozen_since: float | None = None
+        # The next id when there is no session, as far as is known.
+        self._last_id = 0
 
     # Life
 
@@ -77,10 +79,10 @@ class PrimaryPair(Pair):
         stopped: Deferred[None] = Deferred()
 
         def stop_now() -> None:
-            self._dialer.stop()
-            self._tell_no_more()
+            closed = self._dialer.stop()
             self._commits.abandon()
-            stopped.callback(None)
+            closed.addCallback(lambda _: self._tell_no_more())
+            closed.chainDeferred(stopped)
 
         self._commits.when_none(stop_now)
         return stopped
@@ -330,6 +332,7 @@ class PrimaryPair(Pair):
         """The link is gone: what was open is lost, what was in flight is in doubt."""
         if sender is self._sender:
             self._sender = None
+            self._last_id = sender.machine.id
             self.link_peer = None
             self._lose_open(sender, error)
         if error is not None:
@@ -422,7 +425,7 @@ class PrimaryPair(Pair):
         return OpenTransaction(id=self._open.id, seq=machine.seq, bytes=machine.size)
 
     def _next_id(self) -> int:
-        return self._sender.machine.id if self._sender is not None else 0
+        return self._sender.machine.id if self._sender is not None else self._last_id
 
     def _generation(self) -> str:
         return self.generation

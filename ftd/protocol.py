@@ -196,6 +196,7 @@ class SenderProtocol(LinkProtocol):
             self._beat = None
         self._source = None
         self._owner.lost(self, error)
+        self._tell_gone()
 
     def _close_transport(self) -> None:
         self._is_closing = True
@@ -369,6 +370,7 @@ class ReceiverProtocol(LinkProtocol):
             self._owner.sink.unregisterProducer()
             self._abort_sink()
         self._owner.lost(self, error)
+        self._tell_gone()
 
     def refuse_session(self, reason: str) -> None:
         """Tell the sender, in a HELLO, why it cannot have the session, and close."""

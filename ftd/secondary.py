@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred, succeed
 from twisted.internet.interfaces import IAddress, IListeningPort, IStreamServerEndpoint
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
@@ -24,7 +24,7 @@ from ftd.pair import Pair, Surroundings
 from ftd.protocol import ReceiverProtocol
 from ftd.status import Checkpoint, FtMode, LastCommitted, LinkState, OpenTransaction, Outcome
 from ftd.wire.constants import ID_MODULUS
-from ftd.wire.errors import WireError
+from ftd.wire.errors import ErrorCode, WireError
 from ftd.wire.events import CommitRequested, DigestMismatch
 from ftd.wire.hello import Hello, LastCheckpoint
 from ftd.wire.receiver import ReceiverMachine
@@ -85,11 +85,10 @@ class SecondaryPair(Pair):
         self.link_address = self._peer_text(port.getHost())
         self._wait_for_sender()
 
-    def _close_all(self) -> None:
-        for connection in list(self._connections):
-            connection.close()
+    def _close_all(self) -> Deferred[None]:
+        closed = DeferredList([connection.close() for connection in list(self._connections)])
         self._set_link(LinkState.DOWN, "stopped")
-        self._tell_no_more()
+        return closed.addCallback(lambda _: self._tell_no_more())
 
     def _wait_for_sender(self) -> None:
         self._set_link(LinkState.DOWN, "waiting for a sender")
@@ -184,6 +183,7 @@ class SecondaryPair(Pair):
         """A connection is gone; only the session's own matters to the pair."""
         self._connections.discard(receiver)
         if receiver is self._receiver:
+            self._note_size()
             self._receiver = None
             self.link_peer = None
             why = error.detail if error is not None else "the sender closed the link"
@@ -208,8 +208,8 @@ class SecondaryPair(Pair):
         self._changed()
 
     def _not_committed(self, failure: Failure, transaction: Transaction) -> Failure:
-        if isinstance(failure.value, WireError):
-            self._fail(failure.value)
+        unforeseen = WireError(ErrorCode.UNKNOWN, "the sink failed; the log says how")
+        self._fail(failure.value if isinstance(failure.value, WireError) else unforeseen)
         self.history.end(transaction, Outcome.NACKED, failure.getErrorMessage())
         self._changed()
         return failure
@@ -222,12 +222,15 @@ class SecondaryPair(Pair):
                 deferred.callback(None)
         return result
 
+    def _note_size(self) -> None:
+        if self._open is not None and self._receiver is not None:
+            self._open.seq = self._receiver.machine.seq
+            self._open.bytes = self._receiver.machine.size
+
     def _end_open(self, outcome: Outcome, detail: str) -> None:
+        self._note_size()
         transaction, self._open = self._open, None
         if transaction is not None:
-            if self._receiver is not None:
-                transaction.seq = self._receiver.machine.seq
-                transaction.bytes = self._receiver.machine.size
             self.history.end(transaction, outcome, detail)
             self._changed()
 

@@ -21,6 +21,7 @@ from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -40,6 +41,9 @@ from ftd.status import to_json
 
 #: Seconds in which what is committed has to be finished at the end; the process is gone within 5.
 _DRAIN = 4.0
+
+#: Seconds in which what was answered last, such as the commits just finished, goes out to the API's clients.
+_LAST_WORDS = 0.1
 
 
 @attrs.frozen
@@ -118,7 +122,7 @@ class FtdService(Service):
         stopped.addCallback(lambda _: self._stop_all(Role.SECONDARY))
         stopped.addTimeout(_DRAIN, self._reactor)
         stopped.addErrback(lambda _: self.log.warn("not everything could be finished within {s} s", s=_DRAIN))
-        return stopped
+        return stopped.addCallback(lambda _: deferLater(self._reactor, _LAST_WORDS))
 
     def reload(self) -> None:
         """

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 from tests.case import EndToEndCase
 from tests.daemon import Daemon, Section, free_port, primary, problem, secondary
-from tests.http_client import HttpClient
 from tests.waiting import until
 
 
@@ -199,11 +198,3 @@ class CreatedPairsTests(EndToEndCase):
         for name, status in (("two", 201), ("three", 409)):
             section = {"pair": name, "role": "primary", "link": f"tcp:127.0.0.1:{free_port()}"}
             self.assertEqual((await daemon.http.send_json("POST", "/v1/pairs", section)).status, status)
-
-    async def test_over_a_unix_socket_in_a_directory_with_odd_characters(self) -> None:
-        directory = self.scratch() / "a b ü"
-        directory.mkdir()
-        daemon = self.daemon({}, api={"endpoint-2": f"unix:{directory}/api.sock"})
-        await daemon.start()
-        client = HttpClient("http://localhost", str(directory / "api.sock"))
-        self.assertEqual(await client.json("/healthz"), {"status": "ok"})

@@ -56,6 +56,14 @@ class TwoDaemonsTests(EndToEndCase):
         await sender.push("demo", b"after kill -9")
         self.assertEqual(await standby.checkpoint("demo"), b"after kill -9")
 
+    async def test_an_api_on_a_unix_socket_in_an_odd_place(self) -> None:
+        directory = self.scratch() / "a b ü"
+        directory.mkdir()
+        daemon = self.daemon({}, api={"endpoint-2": f"unix:{directory}/api.sock"})
+        await daemon.start()
+        client = HttpClient("http://localhost", str(directory / "api.sock"))
+        self.assertEqual(await client.json("/healthz"), {"status": "ok"})
+
     async def test_several_pairs_between_two_daemons(self) -> None:
         names = [f"pair-{number}" for number in range(8)]
         ports = {name: free_port() for name in names}

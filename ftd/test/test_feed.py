@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sys import getrefcount
+
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
@@ -191,7 +193,7 @@ class HoldTests(UploadTestCase):
         self.upload.finish()
         self.upload.pauseProducing()
         self.upload.release()
-        self.assertEqual((self.target.ending, self.body.calls), ("", ["pause"]))
+        self.assertEqual((self.target.sizes(), self.target.ending, self.body.calls), ([], "", ["pause"]))
         self.upload.resumeProducing()
         self.assertEqual((self.target.sizes(), self.target.ending), ([1000, 1000, 500], "finished"))
 
@@ -308,6 +310,16 @@ class EndTests(UploadTestCase):
         self.assertEqual((self.target.frames, self.target.ending), ([], ""))
         self.failureResultOf(self.upload.done, LinkDown)
         self.assertFalse(self.body.is_paused)
+
+    def test_a_failure_lets_go_of_what_was_and_will_be_written(self) -> None:
+        before, after = bytes(500), bytes(501)
+        counts = getrefcount(before), getrefcount(after)
+        self.upload.write(before)
+        self.assertGreater(getrefcount(before), counts[0])
+        self.upload.fail(LinkDown("it broke", 1.0))
+        self.upload.write(after)
+        self.assertEqual((getrefcount(before), getrefcount(after)), counts)
+        self.failureResultOf(self.upload.done, LinkDown)
 
     def test_a_frame_that_cannot_be_sent_fails_it_and_ends_the_frames(self) -> None:
         self.target.fails_with = TooLarge("larger than it may be")

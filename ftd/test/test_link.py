@@ -43,6 +43,7 @@ class DialledProtocol(LinkProtocol):
         """See `IProtocol`."""
         self._ended(reason, None)
         self._tell_ended("it broke")
+        self._tell_gone()
 
     def _waits_for_peer(self) -> bool:
         return False
@@ -193,6 +194,8 @@ class BackOffTests(DialerTestCase):
         self.assertEqual((endpoint.attempts, len(self.clock.getDelayedCalls())), (1, 1))
         self.clock.advance(0.1)
         self.assertEqual((endpoint.attempts, len(self.clock.getDelayedCalls())), (2, 1))
+        self.dialer.redial()
+        self.assertEqual((endpoint.attempts, len(self.clock.getDelayedCalls())), (3, 1))
 
 
 class RedialTests(DialerTestCase):
@@ -229,6 +232,10 @@ class RedialTests(DialerTestCase):
         self.dialer.start()
         self.dialer.redial()
         self.assertEqual(endpoint.attempts, 1)
+        self.clock.advance(ATTEMPT_TIME)
+        self.clock.advance(self.dialer.retry_after)
+        self.dialer.redial()
+        self.assertEqual(endpoint.attempts, 2)
 
     def test_the_wait_starts_from_the_shortest(self) -> None:
         self.dialer.start()
@@ -266,13 +273,26 @@ class StopTests(DialerTestCase):
         self.dialer.stop()
         self.assert_stopped()
 
+    def test_while_it_dials_again(self) -> None:
+        self.dialer.start()
+        self.network.is_silent = True
+        self.waits(1)
+        self.dialer.stop()
+        self.assert_stopped()
+
+    def test_with_no_connection_it_is_done_at_once(self) -> None:
+        self.dialer.start()
+        self.successResultOf(self.dialer.stop())
+
     def test_while_it_is_connected(self) -> None:
         self.listen()
         self.dialer.start()
-        self.dialer.stop()
+        stopped = self.dialer.stop()
+        self.assertNoResult(stopped)
         self.assertTrue(self.network.links[0].client.disconnecting)
         self.assertFalse(self.network.links[0].client.is_aborted)
         self.network.pump()
+        self.successResultOf(stopped)
         self.assertEqual(self.standing, 0)
         self.assert_stopped()
 

@@ -286,6 +286,13 @@ class CommitTests(LinkTestCase):
         self.assertEqual((self.sink.held, self.sink.aborts, self.sink.producer), (None, 1, None))
         self.assertEqual(self.traced(self.receiver_bus), [("ft_trans_close", {})])
 
+    def test_who_closes_is_told_when_it_is_over(self) -> None:
+        self.open_receiver(ack_first=False)
+        closed = self.receiver.close().addCallback(lambda _: len(self.secondary.lost_with))
+        self.assertNoResult(closed)
+        self.link.pump()
+        self.assertEqual(self.successResultOf(closed), 1)
+
     def test_a_link_that_breaks_does_not_stop_a_commit(self) -> None:
         self.open_receiver(ack_first=False)
         self.send(transaction(0, b"state"))

@@ -401,6 +401,15 @@ class CloseTests(LinkTestCase):
         self.assertEqual(self.primary.lost_with, [None])
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    def test_who_closes_is_told_when_it_is_over(self) -> None:
+        told: list[int] = []
+        for _ in range(2):
+            self.sender.close().addCallback(lambda _: told.append(len(self.primary.lost_with)))
+        self.assertEqual(told, [])
+        self.link.pump()
+        self.assertEqual(told, [1, 1], "after its owner")
+        self.successResultOf(self.sender.close())
+
     def test_the_end_is_traced(self) -> None:
         self.sender_trace.switch({"ft_trans_close": True})
         self.close()
