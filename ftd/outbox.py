@@ -17,6 +17,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime, ITransport
 
 from ftd.bandwidth import TokenBucket
 from ftd.trace import PairTrace
+from ftd.wire.errors import ErrorCode, WireError
 from ftd.wire.sender import Buffer
 
 
@@ -89,6 +90,20 @@ class Outbox:
         if self._refill is not None:
             self._refill.cancel()
             self._thaw()
+
+    def cut_short(self, in_payload: bool) -> WireError | None:
+        """
+        The link broke: the error of what was on its way out, if anything was.
+
+        :param in_payload: the frame that was put last has a payload.
+        """
+        if self.size:
+            return WireError(ErrorCode.FLUSH, f"the link broke with {self.size} buffered bytes unsent")
+        if not self.is_full:
+            return None
+        if in_payload:
+            return WireError(ErrorCode.SEND_PAYLOAD, "the link broke while a payload was being sent")
+        return WireError(ErrorCode.SEND_HDR, "the link broke while a header was being sent")
 
     def close(self) -> None:
         """Drop what has not gone."""

@@ -17,15 +17,14 @@ decided there.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
-
 import attrs
-from twisted.internet.interfaces import IConsumer, IDelayedCall, IProducer, IPushProducer, IReactorTime
+from twisted.internet.interfaces import IConsumer, IProducer, IPushProducer, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from ftd.heartbeat import Heartbeat
+from ftd.inbox import Inbox
 from ftd.link_protocol import LinkProtocol, LinkTimes, ReceiverOwner, SenderOwner, Traffic
 from ftd.outbox import Outbox
 from ftd.trace import PairTrace
@@ -82,8 +81,7 @@ class SenderProtocol(LinkProtocol):
         self._is_closing = False
         self._was_waiting = False
         self._counted = 0
-        self._beat: IDelayedCall | None = None
-        self._last_sent = 0.0
+        self._heartbeat = Heartbeat(clock, times.heartbeat, self._beat)
 
     @property
     def is_frozen(self) -> bool:
@@ -102,15 +100,11 @@ class SenderProtocol(LinkProtocol):
         self._put(self.machine.begin())
 
     def write(self, data: bytes) -> None:
-        """
-        Send one CONTINUE frame; `IConsumer`'s name for it.  ``data`` must not change until the transaction has ended.
-        """
+        """Send one CONTINUE frame: `IConsumer`'s name for `write_frame`."""
         self.write_frame((data,))
 
     def write_frame(self, pieces: tuple[Buffer, ...]) -> None:
-        """
-        Send one CONTINUE frame that lies in several pieces, which must not change until the transaction has ended.
-        """
+        """Send one CONTINUE frame; its pieces must not change until the transaction has ended."""
         self._put(self.machine.continue_(*pieces), *pieces)
 
     def commit(self) -> None:
@@ -187,13 +181,11 @@ class SenderProtocol(LinkProtocol):
         self._note_waiting()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        was_full, unsent = self._outbox.is_full, self._outbox.size
-        error = self._ended(reason, self._while_sending(was_full, unsent) or self.machine.end_of_stream())
+        cut_short = self._outbox.cut_short(in_payload=self.machine.state is State.CONTINUE)
+        error = self._ended(reason, cut_short or self.machine.end_of_stream())
         self.machine.close()
         self._outbox.close()
-        if self._beat is not None:
-            self._beat.cancel()
-            self._beat = None
+        self._heartbeat.stop()
         self._source = None
         self._owner.lost(self, error)
         self._tell_gone()
@@ -202,19 +194,9 @@ class SenderProtocol(LinkProtocol):
         self._is_closing = True
         self._regulate()
 
-    def _while_sending(self, was_full: bool, unsent: int) -> WireError | None:
-        """The error of a link that broke while something was on its way out."""
-        if unsent:
-            return WireError(ErrorCode.FLUSH, f"the link broke with {unsent} buffered bytes unsent")
-        if not was_full:
-            return None
-        if self.machine.state is State.CONTINUE:
-            return WireError(ErrorCode.SEND_PAYLOAD, "the link broke while a payload was being sent")
-        return WireError(ErrorCode.SEND_HDR, "the link broke while a header was being sent")
-
     def _put(self, *pieces: Buffer) -> None:
         self._outbox.put(pieces)
-        self._last_sent = self.clock.seconds()
+        self._heartbeat.said()
         self._regulate()
 
     def _regulate(self) -> None:
@@ -253,24 +235,20 @@ class SenderProtocol(LinkProtocol):
             self._session_is_open()
             self._owner.opened(self, self.machine.peer_hello, event.next_id)
             if not self.machine.peer_is_kemari:
-                self._beat = self.clock.callLater(self.times.heartbeat, self._heartbeat)
+                self._heartbeat.start()
         elif isinstance(event, Acknowledged):
             self._owner.acknowledged(event.transaction)
         else:
             self._owner.refused(event.transaction, event.code)
 
-    def _heartbeat(self) -> None:
-        """Say something when nothing was said for a while: between transactions an empty one, inside an empty frame."""
-        silent_for = self.clock.seconds() - self._last_sent
-        wait = self.times.heartbeat
-        if silent_for < self.times.heartbeat:
-            wait -= silent_for
-        elif not self.is_frozen and not self._is_closing:
-            if self.machine.state in BETWEEN:
-                self._put(self.machine.heartbeat())
-            elif self.machine.is_inside:
-                self.write(b"")
-        self._beat = self.clock.callLater(wait, self._heartbeat)
+    def _beat(self) -> None:
+        """Between transactions an empty one, inside of one an empty frame; a frozen peer hears of us anyway."""
+        if self.is_frozen or self._is_closing:
+            return
+        if self.machine.state in BETWEEN:
+            self._put(self.machine.heartbeat())
+        elif self.machine.is_inside:
+            self.write(b"")
 
     def _note_waiting(self) -> None:
         """The peer's time to answer, or to read, starts when it begins to be waited for."""
@@ -312,8 +290,7 @@ class ReceiverProtocol(LinkProtocol):
         self._ack_first = ack_first
         self._told: Hello | None = None
         self._has_claim = False
-        self._inbox: deque[Iterator[ReceiverEvent]] = deque()
-        self._is_draining = False
+        self._inbox = Inbox(self._on_event, self._is_held)
         self._sink_has_begun = False
         self._sink_is_full = False
         self._is_committing = False
@@ -360,7 +337,7 @@ class ReceiverProtocol(LinkProtocol):
         self.traffic.received += len(data)
         self._sign_of_life()
         if self._error is None:
-            self._inbox.append(self.machine.receive(data))
+            self._inbox.put(self.machine.receive(data))
             self._drain()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -396,23 +373,10 @@ class ReceiverProtocol(LinkProtocol):
         self._transport().write(data)
 
     def _drain(self) -> None:
-        """Take events until there are none or the input is frozen; the rest waits where the generator stands."""
-        if self._is_draining:
-            return
-        self._is_draining = True
         try:
-            while self._inbox and not self._is_held():
-                for event in self._inbox[0]:
-                    self._on_event(event)
-                    if self._is_held():
-                        break
-                else:
-                    self._inbox.popleft()
+            self._inbox.drain()
         except WireError as error:
-            self._inbox.clear()
             self.fail(error)
-        finally:
-            self._is_draining = False
 
     def _is_held(self) -> bool:
         return self._sink_is_full or self._is_committing or self._error is not None

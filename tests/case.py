@@ -126,6 +126,8 @@ class SharedDaemonCase(EndToEndCase):
     pairs: ClassVar[Mapping[str, Section]]
     #: What else `Daemon` takes.
     settings: ClassVar[Mapping[str, Any]] = {}
+    #: The pairs whose links are up before each test; if there are none, what `Daemon.until_up` takes for all.
+    up: ClassVar[tuple[str, ...]] = ()
 
     shared: Daemon
 
@@ -147,7 +149,7 @@ class _Shared:
             self._owner = type(test)
             self._daemon = Daemon(test.pairs, log_file=Path(test.mktemp()).absolute(), **test.settings)
             await self._daemon.start()
-        await self._daemon.until_up()
+        await self._daemon.until_up(*test.up)
         return self._daemon
 
     def remove(self) -> None:

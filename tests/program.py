@@ -1,4 +1,4 @@
-"""Programs that run beside a test until it has seen enough: on a terminal of their own, or with their output in files."""
+"""Programs that run beside a test until it has seen enough, on a terminal or with their output in files."""
 
 from __future__ import annotations
 

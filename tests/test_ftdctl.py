@@ -28,6 +28,7 @@ class FtdctlTests(SharedDaemonCase):
         "demo-standby": secondary(_LINK, name="demo", ack="applied"),
         "lonely": primary(free_port(), reconnect_max="1h"),
     }
+    up: ClassVar[tuple[str, ...]] = ("demo",)
 
     async def setUp(self) -> None:  # type: ignore[override]  # trial waits for it
         self.directory = self.scratch()

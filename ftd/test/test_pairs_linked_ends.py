@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ftd.errors import LinkDown, NotInState, PairFailed
+from ftd.errors import FtdError, LinkDown, NotInState, PairFailed
 from ftd.status import LinkState, Outcome
 from ftd.test.pair_case import Body, PairTestCase
 from ftd.testing.transport import Network
@@ -128,7 +128,7 @@ class StopTests(PairTestCase):
         stopping = self.primary.stop()
         self.network.pump()
         self.successResultOf(stopping)
-        self.refusal(LinkDown, lambda: beginning)
+        self.refusal(FtdError, lambda: beginning)
         self.check_over()
 
     def test_a_frozen_link_is_closed_all_the_same(self) -> None:

@@ -25,7 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # The words that all of ftd uses: what can be asked, shown, told and go wrong.
     ("bus", "config", "durable", "errors", "interfaces", "status", "trace"),
     # What moves state: along the link, out of a source, into a sink.
-    ("bandwidth", "feed", "history", "lineage", "link", "outbox", "protocol", "sinks", "vm"),
+    ("bandwidth", "feed", "heartbeat", "history", "inbox", "lineage", "link", "outbox", "protocol", "sinks", "vm"),
     # A half-pair: all of the above put together.
     ("commits", "pair", "primary", "secondary"),
     # All pairs, and what is shown of them.

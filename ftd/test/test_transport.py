@@ -34,6 +34,15 @@ class TwistedEnd(FileDescriptor):
         self.is_closed = False
         self.written = bytearray()
         self._room = 0
+        self._is_writing = False
+
+    def startWriting(self) -> None:
+        """See `FileDescriptor`."""
+        self._is_writing = True
+
+    def stopWriting(self) -> None:
+        """See `FileDescriptor`."""
+        self._is_writing = False
 
     def writeSomeData(self, data: bytes) -> int:  # noqa: N802
         """See `FileDescriptor`."""
@@ -45,11 +54,14 @@ class TwistedEnd(FileDescriptor):
     def drain(self, size: int) -> None:
         """Send up to ``size`` bytes, as the reactor has it do."""
         self._room = size
-        if self in self.reactor.getWriters():
-            result: object = self.doWrite()
-            if result is not None:
-                self.is_closed = True
+        if self._is_writing:
+            self.doWrite()
+            if self.is_closed:
                 self.connectionLost(connectionDone)
+
+    def _postLoseConnection(self) -> object:  # noqa: N802
+        self.is_closed = True
+        return super()._postLoseConnection()
 
 
 class ProducerTests(SynchronousTestCase):

@@ -1,0 +1,252 @@
+"""
+Both halves of a pair through whatever hypothesis thinks of: transactions, broken links, a receiver that is killed and
+started again on its directory, a disk that fails, a network that is stuck, time that passes.
+
+However it goes, once everything works again each caller of ``commit`` has been told the truth, and the receiver holds
+exactly the transactions that were committed, whole, once, in order.
+"""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import attrs
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+
+from ftd.bus import EventBus
+from ftd.errors import FtdError, LinkDown, NoAck, PairFailed
+from ftd.feed import Upload
+from ftd.sinks.sink import SinkError
+from ftd.status import Commit, LinkState
+from ftd.test.disk_case import Disk
+from ftd.test.pair_case import Body, PairTestCase
+from ftd.test.wire.profile import examples
+from ftd.testing.threads import SteppedThread
+from ftd.testing.transport import Network
+
+MANY = 1_000_000
+
+
+@attrs.define(eq=False)
+class Attempt:
+    """
+    A commit that was asked for.
+
+    :ivar result: what the caller was told, ``None`` before that.
+    """
+
+    data: bytes
+    result: object = None
+
+    def wait(self, done: Deferred[Commit] | Deferred[object]) -> None:
+        """Note the result."""
+        done.addCallbacks(self._told, self._told)
+
+    def _told(self, result: object) -> None:
+        assert self.result is None, "told twice"
+        self.result = result.value if isinstance(result, Failure) else result
+
+
+class PairMachine(RuleBasedStateMachine):
+    """What may happen."""
+
+    def __init__(self, case: PairTestCase) -> None:
+        super().__init__()
+        self.case = case
+        case.clock = Clock()
+        case.network = Network(capacity=2000)
+        case.bus = EventBus(case.now)
+        case.directory = Path(case.mktemp())
+        self.patches: list[Any] = []
+        self.disk = Disk(case.directory / "checkpoints", lambda *what: self.patches.append(case.patch(*what)))
+        self.attempts: list[Attempt] = []
+        self.open = b""
+        self.upload: Upload | None = None
+        self.is_down = True
+        self.start_secondary()
+        case.start_primary(ack_time=20.0, heartbeat=1.0)
+        self.pump()
+
+    # Transactions
+
+    @rule()
+    def begin(self) -> None:
+        beginning = self.case.primary.begin()
+        beginning.addCallbacks(self.begun, lambda failure: failure.trap(FtdError))
+
+    def begun(self, _id: int) -> None:
+        self.open = b""
+
+    @rule(size=st.sampled_from([0, 1, 1023, 1024, 5000]))
+    def append(self, size: int) -> None:
+        data = self.token() + bytes(size)
+        try:
+            upload = self.case.primary.append(Body())
+        except FtdError:
+            return
+        upload.done.addErrback(lambda failure: failure.trap(FtdError))
+        self.open += data
+        upload.write(data)
+        upload.finish()
+
+    @rule()
+    def commit(self) -> None:
+        data = self.open
+        try:
+            committing = self.case.primary.commit()
+        except FtdError:
+            return
+        self.attempts.append(attempt := Attempt(data))
+        attempt.wait(committing)
+
+    @rule()
+    def cancel(self) -> None:
+        try:
+            self.case.primary.cancel()
+        except FtdError:
+            return
+        self.upload = None
+
+    @rule(size=st.sampled_from([0, 1, 1024, 6000]), is_whole=st.booleans())
+    def checkpoint(self, size: int, is_whole: bool) -> None:
+        data = self.token() + bytes(size)
+        attempt = Attempt(data)
+        try:
+            upload = self.case.primary.checkpoint(Body())
+        except FtdError:
+            return
+        attempt.wait(upload.done)
+        upload.write(data)
+        self.open = data
+        self.attempts.append(attempt)
+        if is_whole:
+            upload.finish()
+        else:
+            self.upload = upload
+
+    @precondition(lambda self: self.upload is not None)
+    @rule(is_cut=st.booleans())
+    def end_checkpoint(self, is_cut: bool) -> None:
+        assert self.upload is not None
+        upload, self.upload = self.upload, None
+        upload.cut("no more") if is_cut else upload.finish()
+
+    def token(self) -> bytes:
+        """What no other transaction has."""
+        return b"%06d" % len(self.attempts) + b"-%06d;" % len(self.open)
+
+    # The network
+
+    @rule()
+    def pump(self) -> None:
+        self.case.network.pump()
+
+    @rule(steps=st.integers(1, 4), chunk=st.sampled_from([1, 5, 12, 20, 1000]))
+    def deliver(self, steps: int, chunk: int) -> None:
+        for _ in range(steps):
+            for link in self.case.network.links[-2:]:
+                link.step(chunk)
+
+    @rule(clean=st.booleans())
+    def cut(self, clean: bool) -> None:
+        if self.case.network.links and not self.case.link.is_cut:
+            self.case.link.cut(clean=clean)
+
+    @rule(to_client=st.booleans(), is_stalled=st.booleans())
+    def stall(self, to_client: bool, is_stalled: bool) -> None:
+        if self.case.network.links:
+            flow = self.case.link.to_client if to_client else self.case.link.to_server
+            flow.is_stalled = is_stalled and not self.case.link.is_cut
+
+    # The halves
+
+    @rule(seconds=st.sampled_from([0.05, 0.2, 1.0, 6.0]))
+    def wait(self, seconds: float) -> None:
+        self.case.pass_time(seconds, step=0.05 if seconds < 1 else 0.5)
+
+    @precondition(lambda self: not self.is_down)
+    @rule()
+    def kill(self) -> None:
+        self.is_down = True
+        self.disk.bury()
+        self.case.kill_secondary()
+
+    @precondition(lambda self: self.is_down)
+    @rule()
+    def start_secondary(self) -> None:
+        self.is_down = False
+        # What the old process had not done yet is not done any more.
+        self.thread = SteppedThread()
+        self.disk.restart()
+        self.case.start_secondary(self.case.directory_sink(MANY, self.thread), keep=MANY)
+
+    @rule()
+    def write_to_disk(self) -> None:
+        self.thread.run()
+
+    @rule(at=st.integers(0, 8), is_broken=st.booleans())
+    def break_disk(self, at: int, is_broken: bool) -> None:
+        self.mend_disk()
+        self.disk.fail_at, self.disk.error, self.disk.is_broken = at, errno.ENOSPC, is_broken
+
+    @rule()
+    def mend_disk(self) -> None:
+        self.disk.restart()
+
+    @rule(of_primary=st.booleans())
+    def reset(self, of_primary: bool) -> None:
+        (self.case.primary if of_primary or self.is_down else self.case.secondary).reset()
+
+    # The end
+
+    def teardown(self) -> None:
+        self.mend_disk()
+        if self.is_down:
+            self.start_secondary()
+        for link in self.case.network.links:
+            link.to_client.is_stalled = link.to_server.is_stalled = False
+        for _ in range(1000):
+            self.thread.run()
+            if self.case.primary.link_state is LinkState.UP and not self.case.primary._commits.in_flight:
+                break
+            self.case.pass_time(0.1)
+        if self.upload is not None:
+            self.upload.cut("the test is over")
+        try:
+            self.check()
+        finally:
+            self.disk.wipe()
+            for patch in self.patches:
+                patch.restore()
+
+    def check(self) -> None:
+        case = self.case
+        case.assertIs(case.primary.link_state, LinkState.UP)
+        numbers = [held.number for held in case.store().checkpoints()]
+        held = case.held()
+        case.assertEqual(numbers, list(range(1, len(held) + 1)))
+        case.assertEqual(held, [attempt.data for attempt in self.attempts if attempt.data in held])
+        for attempt in self.attempts:
+            case.assertIsNotNone(attempt.result, "somebody waits for ever")
+            if isinstance(attempt.result, Commit):
+                case.assertIn(attempt.data, held)
+                case.assertEqual(attempt.result.bytes, len(attempt.data))
+            elif isinstance(attempt.result, NoAck):
+                continue
+            else:
+                case.assertIsInstance(attempt.result, FtdError)
+                case.assertNotIn(attempt.data, held, attempt.result)
+        case.flushLoggedErrors(SinkError, OSError)
+
+
+class PairMachineTests(PairTestCase):
+    """See above."""
+
+    def test_whatever_happens(self) -> None:
+        run_state_machine_as_test(lambda: PairMachine(self), settings=examples(80, steps=40))
