@@ -148,7 +148,8 @@ def _of_ftd_error(error: FtdError) -> Problem:
         case BadArgument():
             members["field"] = error.field
         case ConfigError():
-            members["field"] = error.key
+            # Without a key it is the name of the pair that will not do.
+            members["field"] = error.key or "pair"
         case NotInState():
             members["state"] = error.state
         case PairFailed():
