@@ -101,12 +101,14 @@ def pair_from_mapping(section: str, values: Mapping[str, object], base: Path | N
     :param section: the name in the section's title and in URLs.
     :param values: by key; each as in an INI file, or as JSON.
     :param base: the directory that a relative socket path in ``link`` starts from; an error where this is ``None``.
-    :raises ConfigError: the first thing that is wrong, with the key where there is one.
+    :raises ConfigError: the first thing that is wrong, with its key, which is ``pair`` for the section's name.
     """
     found: list[ConfigError] = []
     config = _read_pair(section, values, base, found, [])
     if config is None:
-        raise found[0]
+        first = found[0]
+        # Wrong with the section as a whole is its name, which a mapping has under this key.
+        raise first if first.key else ConfigError(first.detail, first.section, "pair")
     return config
 
 

@@ -10,9 +10,6 @@ put_notify, flush, ``put_ready``                the transport resumes it
 data put while frozen is appended               the source runs on into the `Outbox` up to ``buffer-limit``
 ``freeze_input`` while loading                  the sink pauses the receiver, which pauses its transport
 ==============================================  ======================================================================
-
-The protocols translate between transport, wire machine and their owner (the pair); what a transaction is worth is
-decided there.
 """
 
 from __future__ import annotations
@@ -146,8 +143,6 @@ class SenderProtocol(LinkProtocol):
         if self.connected:
             self._outbox.set_bandwidth(rate)
             self._regulate()
-
-    # Towards the transport
 
     def connectionMade(self) -> None:
         super().connectionMade()
@@ -316,8 +311,6 @@ class ReceiverProtocol(LinkProtocol):
     def stopProducing(self) -> None:
         """The sink wants nothing more, ever."""
         self.fail(WireError(ErrorCode.FLUSH, "the sink takes nothing more"))
-
-    # Towards the transport
 
     def connectionMade(self) -> None:
         super().connectionMade()

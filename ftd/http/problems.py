@@ -148,8 +148,7 @@ def _of_ftd_error(error: FtdError) -> Problem:
         case BadArgument():
             members["field"] = error.field
         case ConfigError():
-            # Without a key it is the name of the pair that will not do.
-            members["field"] = error.key or "pair"
+            members["field"] = error.key
         case NotInState():
             members["state"] = error.state
         case PairFailed():
