@@ -36,8 +36,8 @@ class Heartbeat:
             self._timer = None
 
     def _look(self) -> None:
-        silent_for = self._clock.seconds() - self._said_at
-        is_due = silent_for >= self._interval
-        self._timer = self._clock.callLater(self._interval if is_due else self._interval - silent_for, self._look)
-        if is_due:
+        # The moment rather than the time left: that is never so short that the clock does not notice it.
+        now, due = self._clock.seconds(), self._said_at + self._interval
+        self._timer = self._clock.callLater(due - now if now < due else self._interval, self._look)
+        if now >= due:
             self._beat()

@@ -73,8 +73,15 @@ class PairMachine(RuleBasedStateMachine):
         case.start_primary(ack_time=20.0, heartbeat=1.0)
         self.pump()
 
-    # Transactions
+    # Transactions.  What is asked for in the wrong state has its own tests.
 
+    @property
+    def is_between(self) -> bool:
+        """Whether a transaction may begin, or soon."""
+        primary = self.case.primary
+        return primary.link_state is LinkState.UP and primary._open is None and not primary._commits.in_flight
+
+    @precondition(lambda self: self.is_between)
     @rule()
     def begin(self) -> None:
         beginning = self.case.primary.begin()
@@ -83,6 +90,7 @@ class PairMachine(RuleBasedStateMachine):
     def begun(self, _id: int) -> None:
         self.open = b""
 
+    @precondition(lambda self: self.case.primary._open is not None)
     @rule(size=st.sampled_from([0, 1, 1023, 1024, 5000]))
     def append(self, size: int) -> None:
         data = self.token() + bytes(size)
@@ -95,6 +103,7 @@ class PairMachine(RuleBasedStateMachine):
         upload.write(data)
         upload.finish()
 
+    @precondition(lambda self: self.open and self.case.primary._open is not None)
     @rule()
     def commit(self) -> None:
         data = self.open
@@ -105,6 +114,7 @@ class PairMachine(RuleBasedStateMachine):
         self.attempts.append(attempt := Attempt(data))
         attempt.wait(committing)
 
+    @precondition(lambda self: self.case.primary._open is not None)
     @rule()
     def cancel(self) -> None:
         try:
@@ -113,6 +123,7 @@ class PairMachine(RuleBasedStateMachine):
             return
         self.upload = None
 
+    @precondition(lambda self: self.is_between)
     @rule(size=st.sampled_from([0, 1, 1024, 6000]), is_whole=st.booleans())
     def checkpoint(self, size: int, is_whole: bool) -> None:
         data = self.token() + bytes(size)
