@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -147,7 +147,7 @@ class PairTestCase(SynchronousTestCase):
             if not link.is_over:
                 link.cut(clean=False)
         assert self.secondary._port is not None
-        self.successResultOf(self.secondary._port.stopListening())
+        self.successResultOf(maybeDeferred(self.secondary._port.stopListening))
         self.network.pump()
 
     # Letting things happen
@@ -230,6 +230,10 @@ class PairTestCase(SynchronousTestCase):
         self._seen = self.bus.last_id
         return found
 
+    def upload_refusal(self, error: type[FtdError], upload: Upload) -> Any:
+        """The error that ``upload`` fails with."""
+        return self.failureResultOf(upload.done, error).value
+
     def refusal(self, error: type[FtdError], act: Callable[[], object]) -> Any:
         """The error that ``act`` raises, or that its Deferred or its upload fails with."""
         try:
@@ -237,4 +241,4 @@ class PairTestCase(SynchronousTestCase):
         except FtdError as raised:
             self.assertIsInstance(raised, error)
             return raised
-        return self.failureResultOf(result.done if isinstance(result, Upload) else result, error).value  # type: ignore[arg-type]
+        return self.failureResultOf(result.done if isinstance(result, Upload) else result, error).value

@@ -17,7 +17,8 @@ class GenerationTests(SynchronousTestCase):
         self.directory = Path(self.mktemp()) / "pairs" / "demo"
 
     def refused(self) -> ConfigError:
-        return self.assertRaises(ConfigError, load_generation, self.directory, "demo")
+        error: ConfigError = self.assertRaises(ConfigError, load_generation, self.directory, "demo")
+        return error
 
     def test_it_is_made_once_and_kept(self) -> None:
         first = load_generation(self.directory, "demo")

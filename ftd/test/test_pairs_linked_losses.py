@@ -234,7 +234,7 @@ class WrappedIdTests(PairTestCase):
         self.reconnect()
         self.assertEqual((self.primary.status().id, self.secondary.status().id), (1, 1))
         self.assertEqual(self.committed(b"first").id, 1)
-        self.assertEqual(list(self.primary.transactions())[0].id, 1)
+        self.assertEqual(self.primary.transactions()[0].id, 1)
 
 
 class SlowDiskTests(PairTestCase):

@@ -130,7 +130,9 @@ class FullDiskTests(PairTestCase):
         self.fill_disk()
         self.disk.fail_at = 2
         self.refused(bytes(5 * BLOCK_SIZE))
-        self.assertEqual(self.disk.log, ["open partial", "write partial", "write partial", "close partial", "unlink partial"])
+        self.assertEqual(
+            self.disk.log, ["open partial", "write partial", "write partial", "close partial", "unlink partial"]
+        )
         self.free_disk()
         self.assertEqual(self.committed(b"third").id, 1)
 
@@ -261,10 +263,8 @@ class DamageTests(PairTestCase):
             upload = self.push(b"payload")
             self.damage()
             self.network.pump()
-            error = self.refusal(PairFailed, lambda upload=upload: upload)
-            self.assertEqual(
-                str(error), "the standby refused transaction 0 (RECV_PAYLOAD): it arrived damaged"
-            )
+            error = self.upload_refusal(PairFailed, upload)
+            self.assertEqual(str(error), "the standby refused transaction 0 (RECV_PAYLOAD): it arrived damaged")
             for half in (self.primary, self.secondary):
                 self.assertEqual(half.status().transactions_nacked, 1)
                 self.assertIs(half.status().link_state, LinkState.UP)

@@ -175,9 +175,7 @@ class FieldTests(PairTestCase):
         for half in (self.primary, self.secondary):
             status = half.status()
             self.assertEqual((status.has_error, status.has_error_name), (3, "RECV_HDR"))
-            self.assertEqual(
-                status.has_error_detail, "the peer closed the link before transaction 0 was committed"
-            )
+            self.assertEqual(status.has_error_detail, "the peer closed the link before transaction 0 was committed")
             self.assertEqual(status.link_detail, status.has_error_detail)
             self.assertEqual((status.link_peer, status.transaction), (None, None))
 
@@ -261,9 +259,7 @@ class EventTests(PairTestCase):
             [event["link_state"] for event in self.events("pair", "demo")], ["connecting", "handshake", "up"]
         )
         self._seen = 0
-        self.assertEqual(
-            [event["link_state"] for event in self.events("pair", "standby")], ["down", "handshake", "up"]
-        )
+        self.assertEqual([event["link_state"] for event in self.events("pair", "standby")], ["down", "handshake", "up"])
         self.link.cut(clean=True)
         self.network.pump()
         last = self.events("pair", "standby")[-1]

@@ -102,7 +102,7 @@ class TransactionTests(PairTestCase):
             upload = start(Body())
             upload.write(bytes(5000))
             upload.cut("the client went away")
-            refused = self.refusal(NotInState, lambda upload=upload: upload)
+            refused = self.upload_refusal(NotInState, upload)
             self.assertEqual((str(refused), refused.state), ("the client went away", "CANCEL"))
             row = self.primary.transactions()[-1]
             self.assertEqual((row.outcome, row.detail), (Outcome.CANCELLED, "the client went away"))
@@ -137,7 +137,7 @@ class TransactionTests(PairTestCase):
 class RefusalTests(PairTestCase):
     """Every call in every state in which it cannot be done."""
 
-    def calls(self) -> Mapping[str, Callable[[], Deferred[object] | Upload | Deferred[Commit] | None]]:
+    def calls(self) -> Mapping[str, Callable[[], object]]:
         return {
             "begin": lambda: self.primary.begin(),
             "append": lambda: self.primary.append(Body()),
@@ -259,10 +259,8 @@ class LimitTests(PairTestCase):
             upload.write(bytes(4096))
             self.assertNoResult(upload.done)
             upload.write(bytes(1024))
-            refused = self.refusal(TooLarge, lambda upload=upload: upload)
-            self.assertEqual(
-                str(refused), "the transaction is larger than max-transaction of this pair, 5000 bytes"
-            )
+            refused = self.upload_refusal(TooLarge, upload)
+            self.assertEqual(str(refused), "the transaction is larger than max-transaction of this pair, 5000 bytes")
             upload.write(b"more")
             upload.finish()
             self.network.pump()

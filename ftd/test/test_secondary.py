@@ -54,9 +54,7 @@ class SessionTests(StrangerCase):
         error = second.error
         assert error is not None
         self.assertEqual(error.code.name, "STATE_INVALID")
-        self.assertEqual(
-            error.detail, "the peer refused the session: pair demo has a sender already, 192.0.2.1:50000"
-        )
+        self.assertEqual(error.detail, "the peer refused the session: pair demo has a sender already, 192.0.2.1:50000")
         self.refusal(PairFailed, second.begin)
         self.assertIs(self.secondary.error, None)
         self.assertIs(self.secondary.status().link_state, LinkState.UP)
@@ -241,9 +239,7 @@ class StrangerTests(StrangerCase):
         self.assertIs(peer.lost, None)
         self.pass_time(0.2)
         self.assertIsNotNone(peer.lost)
-        self.assertEqual(
-            self.secondary.status().has_error_detail, "the handshake was not done within 10 s"
-        )
+        self.assertEqual(self.secondary.status().has_error_detail, "the handshake was not done within 10 s")
 
     def test_a_sender_for_another_pair_is_told(self) -> None:
         self.start_secondary()

@@ -49,9 +49,7 @@ class KemariSenderTests(PairTestCase):
                     peer.say((VECTORS / f"{name}.s2r.bin").read_bytes())
                     self.network.pump(chunk)
                     what = (name, chunk)
-                    self.assertEqual(
-                        bytes(peer.heard), (VECTORS / f"{name}.r2s.bin").read_bytes(), what
-                    )
+                    self.assertEqual(bytes(peer.heard), (VECTORS / f"{name}.r2s.bin").read_bytes(), what)
                     self.assertEqual(
                         [(held.id, held.bytes) for held in self.store().checkpoints()],
                         [(committed["id"], committed["bytes"]) for committed in session["committed"]],
@@ -62,9 +60,7 @@ class KemariSenderTests(PairTestCase):
                         [committed["digest"] for committed in session["committed"]],
                         what,
                     )
-                    self.assertEqual(
-                        self.secondary.status().transactions_committed, len(session["committed"]), what
-                    )
+                    self.assertEqual(self.secondary.status().transactions_committed, len(session["committed"]), what)
                     self.assertIs(self.secondary.error, None)
                     peer.close()
                     self.network.pump()

@@ -53,9 +53,7 @@ class FailureCase(DiskTestCase):
         """Make sure that it was, with a sentence that helps."""
         refused = self.failureResultOf(committing, SinkError).value
         self.assertIs(refused.code, ErrorCode.FLUSH, what)
-        self.assertEqual(
-            refused.detail, f"cannot store a checkpoint in {self.directory}: {os.strerror(error)}", what
-        )
+        self.assertEqual(refused.detail, f"cannot store a checkpoint in {self.directory}: {os.strerror(error)}", what)
 
     def check_older(self, sink: DirectorySink, what: object = None) -> None:
         """Make sure that the checkpoints from before are all there is, for this process and for the next."""

@@ -154,7 +154,9 @@ class SeekTests(SynchronousTestCase):
 class BlockRunTests(SynchronousTestCase):
     """Bytes in blocks."""
 
-    @given(st.lists(st.sampled_from([0, 1, 100, BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1, 3 * BLOCK_SIZE]), max_size=5))
+    @given(
+        st.lists(st.sampled_from([0, 1, 100, BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1, 3 * BLOCK_SIZE]), max_size=5)
+    )
     @examples(40)
     def test_what_is_written_is_there_in_order(self, sizes: list[int]) -> None:
         run = BlockRun(BlockPool(spare=0))

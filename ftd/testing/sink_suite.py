@@ -320,5 +320,3 @@ def _take(file: BinaryIO | io.BytesIO, name: str, value: int) -> object:
     buffer = bytearray(value)
     size = file.readinto(buffer)  # type: ignore[union-attr]
     return size, buffer
-
-
