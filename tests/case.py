@@ -62,7 +62,12 @@ class EndToEndCase(TestCase):
         """A daemon of this test, not yet started."""
         daemon = Daemon(pairs, log_file=Path(self.mktemp()).absolute(), **more)
         self.addCleanup(daemon.remove)
+        self.addCleanup(self.assert_no_fault, daemon)
         return daemon
+
+    def assert_no_fault(self, daemon: Daemon) -> None:
+        """Nothing that happened was a surprise to the daemon."""
+        self.assertNotIn("Traceback (most recent call last)", daemon.log())
 
     def scratch(self) -> Path:
         """A directory of this test."""
@@ -133,6 +138,7 @@ class SharedDaemonCase(EndToEndCase):
 
     async def setUp(self) -> None:  # type: ignore[override]  # trial waits for it
         self.shared = await _shared.of(self)
+        self.addCleanup(self.assert_no_fault, self.shared)
 
 
 class _Shared:

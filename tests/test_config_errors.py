@@ -35,9 +35,9 @@ class ConfigCase(EndToEndCase):
 
     async def assert_refused(self, where: str, *says: str) -> None:
         """The file is refused at the start and by ``--check``, in one line with all of this in it."""
-        checked = await self.twistd(more=("--check",))
-        started = await self.twistd("-n", "--pidfile=")
-        for output in (checked, started):
+        checked = self.in_background(self.twistd(more=("--check",)))
+        started = self.in_background(self.twistd("-n", "--pidfile="))
+        for output in (await checked, await started):
             self.assertEqual((output.status, output.out), (1, b""), output)
             lines = output.err.decode().splitlines()
             self.assertEqual(len(lines), 1, lines)

@@ -241,7 +241,7 @@ class FtdctlTests(SharedDaemonCase):
     # What goes wrong
 
     async def test_exit_codes(self) -> None:
-        for arguments, status, says in (
+        cases = (
             (("pair", "show", "nobody"), 1, b"nobody"),
             (("commit", "demo"), 1, b"no transaction is open"),
             (("fetch", "demo-standby", "99999", "-o", "copy"), 1, b"99999"),
@@ -250,8 +250,10 @@ class FtdctlTests(SharedDaemonCase):
             (("rate-limit", "demo", "fast"), 2, b"fast"),
             (("status", "--url", f"http://127.0.0.1:{free_port()}"), 3, b"cannot be reached"),
             (("status", "--url", "unix:/nowhere/api.sock"), 3, b"cannot be reached"),
-        ):
-            output = await self.ftdctl(*arguments)
+        )
+        running = [self.in_background(self.ftdctl(*arguments)) for arguments, _, _ in cases]
+        for (_, status, says), done in zip(cases, running, strict=True):
+            output = await done
             self.assertEqual((output.status, output.out), (status, b""), output)
             self.assertIn(says, output.err)
             self.assertNotIn(b"Traceback", output.err)

@@ -179,6 +179,31 @@ class LongTransactionTests(MemoryCase):
             self.assertLess(daemon.peak_resident() - resident, _MOST_GROWTH)
 
 
+class StalledReaderTests(MemoryCase):
+    """A client asks for a checkpoint and does not read it."""
+
+    async def test_a_download_waits_for_its_reader(self) -> None:
+        port = free_port()
+        daemon = self.daemon({"demo": primary(port), "standby": secondary(port, name="demo", ack="applied", keep="1")})
+        await daemon.start()
+        await daemon.until_up()
+        state = LongState(64)
+        await daemon.http.request("PUT", "/v1/pairs/demo/checkpoint", state.body())
+        before = daemon.resident()
+        client = await self.raw_sender(daemon.port)
+        client.stop_reading()
+        client.send(b"GET /v1/pairs/standby/checkpoints/1 HTTP/1.0\r\n\r\n")
+        # The checkpoint that is being read is pruned meanwhile, and is sent to its end all the same.
+        for _ in range(3):
+            await daemon.push("demo", b"x" * MIB)
+        self.assertEqual([entry["number"] for entry in await daemon.checkpoints("standby")], [4])
+        self.assertLess(daemon.peak_resident() - before, _SLACK)
+        client.go_on_reading()
+        _head, _, body = (await client.until_closed()).partition(b"\r\n\r\n")
+        self.assertEqual(xxhash.xxh3_64_hexdigest(body), state.digest.hexdigest())
+        self.assertLess(daemon.peak_resident() - before, _SLACK)
+
+
 class AllocationTests(MemoryCase):
     """A header that announces 4 GiB costs nothing."""
 

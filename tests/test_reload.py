@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from tests.case import EndToEndCase
 from tests.daemon import Daemon, Section, free_port, primary, problem, secondary
-from tests.waiting import until
+from tests.state import MIB
+from tests.waiting import pause, until
 
 
 def _pair(name: str, port: int, **keys: str) -> Mapping[str, Section]:
@@ -98,6 +99,28 @@ class ReloadTests(EndToEndCase):
         self.assertEqual((await daemon.pair("stays"))["link_peer"], before["link_peer"])
         await daemon.push("stays", b"goes on")
         await daemon.push("goes", b"goes on")
+
+    async def test_many_at_once_end_with_the_last(self) -> None:
+        daemon = await self.start()
+        await daemon.push("goes", b"kept")
+        for limit in ("2MiB", "3MiB", "4MiB", "5MiB"):
+            daemon.configure(
+                {**_pair("stays", self.stays), **_pair("goes", self.goes, bandwidth_limit=limit)}
+                if limit != "4MiB"
+                else _pair("stays", self.stays)
+            )
+            daemon.send(signal.SIGHUP)
+            await pause(0.01)
+        await until(lambda: self.has_limit(daemon, 5 * MIB), "the last is what counts")
+        await daemon.until_up()
+        await daemon.push("goes", b"goes on")
+        self.assertEqual([entry["number"] for entry in await daemon.checkpoints("goes-standby")], [1, 2])
+        self.assertEqual((await daemon.pair("stays"))["reconnects"], 0)
+
+    async def has_limit(self, daemon: Daemon, limit: int) -> bool:
+        """Whether the pair that comes and goes is there, with this limit."""
+        pairs = (await daemon.http.json("/v1/pairs"))["pairs"]
+        return any((pair["name"], pair["bandwidth_limit"]) == ("goes", limit) for pair in pairs)
 
     async def test_a_port_that_is_taken_costs_the_pair_that_wants_it(self) -> None:
         daemon = await self.start()

@@ -9,7 +9,7 @@ from tests.daemon import free_port, primary, secondary
 from tests.http_client import NoAnswer
 from tests.proxy import CuttingProxy, Then
 from tests.raw_peer import ACK
-from tests.state import MIB, state_of
+from tests.state import MIB, LongState, state_of
 from tests.waiting import pause, until
 
 #: How twistd ends that was asked to: it cleans up, then ends by the signal it got.
@@ -90,6 +90,22 @@ class ShutdownTests(EndToEndCase):
         self.assertIn(await self.sender.stop(), _ENDED_WELL)
         answer.addErrback(lambda failure: failure.trap(NoAnswer))
         await answer
+
+    async def test_a_peer_that_does_not_read_does_not_keep_it(self) -> None:
+        port = free_port()
+        standby = await self.raw_standby(port)
+        sender = await self.daemon({"demo": primary(port)}).start()
+        receiver = await standby.accept()
+        await receiver.greet("demo")
+        await sender.until_up()
+        receiver.stop_reading()
+        state = LongState(64)
+        push = self.in_background(sender.http.request("PUT", "/v1/pairs/demo/checkpoint", state.body()))
+        await sender.until_pair("demo", freeze_output=True)
+        sender.send(signal.SIGTERM)
+        push.addErrback(lambda failure: failure.trap(NoAnswer))
+        await push
+        self.assertIn(await sender.ended(), _ENDED_WELL)
 
     async def test_readers_of_events_do_not_keep_it(self) -> None:
         await self.start()

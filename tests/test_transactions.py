@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 
 from tests.case import EndToEndCase, SharedDaemonCase
 from tests.daemon import Section, free_port, primary, problem, secondary
+from tests.proxy import Then
+from tests.raw_peer import ACK
 from tests.state import MIB, state_of
 from tests.waiting import until
 
@@ -129,6 +131,19 @@ class ByHandTests(SharedDaemonCase):
         finally:
             await self.curl("-X", "PUT", "-d", '{"enabled": true, "bandwidth": 0}', url)
 
+    async def test_a_bandwidth_limit_holds_the_source_back(self) -> None:
+        url = "/v1/pairs/demo/rate-limit"
+        await self.shared.http.send_json("PUT", url, {"bandwidth": 64 * 1024})
+        state = state_of(16 * MIB)
+        push = self.in_background(self.shared.push("demo", state))
+        await self.shared.until_pair("demo", state="CONTINUE", freeze_output=True)
+        slowed = (await self.shared.pair("demo"))["transaction"]["bytes"]
+        self.assertLess(slowed, 4 * MIB)
+        self.assertFalse(push.called)
+        await self.shared.http.send_json("PUT", url, {"bandwidth": 0})
+        await push
+        self.assertEqual(await self.shared.checkpoint("demo-standby"), state)
+
     async def test_trace(self) -> None:
         url = f"{self.shared.url}/v1/pairs/demo/trace"
         switches = (await self.curl_json(url))["events"]
@@ -158,6 +173,58 @@ class ByHandTests(SharedDaemonCase):
         self.assertTrue(description["openapi"].startswith("3.1"))
         self.assertIn("put", description["paths"]["/v1/pairs/{pair}/checkpoint"])
         self.assertEqual(entrance["pairs"], list(self.pairs))
+
+
+class LateAckTests(EndToEndCase):
+    """A commit whose ACK takes its time."""
+
+    async def test_it_is_told_that_it_may_still_come(self) -> None:
+        port = free_port()
+        proxy, proxied = await self.proxy(port)
+        standby = await self.daemon({"demo": secondary(port, ack="applied")}).start()
+        sender = await self.daemon({"demo": primary(proxied, dead_time="1min", ack_time="100ms")}).start()
+        await sender.until_up()
+        for query in ("", "?timeout=0.05"):
+            await sender.http.request("POST", "/v1/pairs/demo/begin")
+            await sender.http.request("POST", "/v1/pairs/demo/data", b"late")
+            held = proxy.do(ACK, 3, Then.HOLD)
+            late = await sender.http.request("POST", f"/v1/pairs/demo/commit{query}")
+            self.assertIn("may still be committed", problem(late, 504)["detail"])
+            await held
+            pair = await sender.pair("demo")
+            self.assertEqual((pair["state"], pair["has_error"]), ("COMMIT", 0))
+            # Nothing else can be begun before it is known.
+            self.assertEqual(problem(await sender.http.request("POST", "/v1/pairs/demo/begin"), 409)["state"], "COMMIT")
+            proxy.release()
+            await sender.until_pair("demo", state="ACK")
+            self.assertEqual((await sender.transactions("demo"))[-1]["outcome"], "committed")
+        self.assertEqual(len(await standby.checkpoints("demo")), 2)
+
+
+class ConfiguredTests(EndToEndCase):
+    """What the file says of a pair's switches is in force from the start."""
+
+    async def test_limits(self) -> None:
+        port = free_port()
+        daemon = self.daemon(
+            {
+                "demo": primary(port, bandwidth_limit="64KiB", rate_limit="off", trace="ft_trans_cb"),
+                "standby": secondary(port, name="demo"),
+            }
+        )
+        await daemon.start()
+        await daemon.until_up()
+        self.assertEqual(
+            await daemon.http.json("/v1/pairs/demo/rate-limit"), {"enabled": False, "bandwidth": 64 * 1024}
+        )
+        switches = (await daemon.http.json("/v1/pairs/demo/trace"))["events"]
+        self.assertEqual([name for name, on in switches.items() if on], ["ft_trans_cb"])
+        push = self.in_background(daemon.push("demo", state_of(4 * MIB)))
+        held_back = await daemon.until_pair("demo", state="COMMIT", freeze_output=True)
+        self.assertGreater(held_back["buffered_bytes"], 2 * MIB)
+        self.assertFalse(push.called)
+        await daemon.http.send_json("PUT", "/v1/pairs/demo/rate-limit", {"bandwidth": 0})
+        await push
 
 
 class WithoutLinkTests(EndToEndCase):

@@ -6,10 +6,11 @@ import os
 import stat
 
 from tests.case import EndToEndCase
-from tests.daemon import free_port, primary, problem, secondary
+from tests.daemon import Daemon, free_port, primary, problem, secondary
 from tests.http_client import HttpClient
 from tests.raw_peer import ACK, BEGIN, CANCEL, COMMIT, CONTINUE, Frame, frame
 from tests.state import MIB, state_of
+from tests.waiting import until
 
 
 class TwoDaemonsTests(EndToEndCase):
@@ -77,6 +78,32 @@ class TwoDaemonsTests(EndToEndCase):
         self.assertEqual((await sender.http.request("GET", "/readyz")).status, 200)
 
 
+class HeartbeatTests(EndToEndCase):
+    """Signs of life, as many as there can be."""
+
+    async def test_they_are_seen_nowhere_and_get_in_nobodys_way(self) -> None:
+        port = free_port()
+        standby = await self.daemon({"demo": secondary(port, ack="applied", keep="1000")}).start()
+        sender = await self.daemon({"demo": primary(port, heartbeat="10ms")}).start()
+        await sender.until_up()
+        await until(lambda: self.have_beaten(sender, standby), "there were heartbeats")
+        for half in (sender, standby):
+            self.assertEqual(await half.transactions("demo"), [])
+        self.assertEqual(await standby.checkpoints("demo"), [])
+        for number in range(100):
+            await sender.push("demo", str(number).encode())
+            await sender.http.request("POST", "/v1/pairs/demo/begin")
+            await sender.http.request("POST", "/v1/pairs/demo/cancel")
+        listed = await standby.checkpoints("demo")
+        self.assertEqual([entry["number"] for entry in listed], list(range(1, 101)))
+        self.assertEqual(await standby.checkpoint("demo", 50), b"49")
+        self.assertGreater(listed[-1]["id"], 100)
+        self.assertEqual((await sender.pair("demo"))["reconnects"], 0)
+
+    async def have_beaten(self, *halves: Daemon) -> bool:
+        return all([(await half.pair("demo"))["heartbeats"] > 10 for half in halves])
+
+
 class DisagreementTests(EndToEndCase):
     """Two halves that are not set up for each other say so, and go on trying."""
 
@@ -119,6 +146,19 @@ class KemariTests(EndToEndCase):
         self.assertEqual(await standby.checkpoint("demo", 1), b"".join(parts))
         self.assertEqual(await standby.checkpoint("demo", 2), b"kept")
         self.assertEqual((await standby.pair("demo"))["peer"], "kemari")
+
+    async def test_an_ftd_sender_where_a_kemari_is_expected(self) -> None:
+        """The sender finds out by itself that it is to speak as one."""
+        port = free_port()
+        standby = await self.daemon({"demo": secondary(port, peer="kemari", ack="applied")}).start()
+        sender = await self.daemon({"demo": primary(port)}).start()
+        await sender.until_up()
+        state = state_of(MIB)
+        await sender.push("demo", state)
+        await sender.push("demo", b"second")
+        self.assertEqual(await standby.checkpoint("demo", 1), state)
+        self.assertEqual(await standby.checkpoint("demo", 2), b"second")
+        self.assertEqual((await sender.pair("demo"))["peer"], "kemari")
 
     async def test_a_kemari_receiver(self) -> None:
         port = free_port()
