@@ -178,8 +178,7 @@ class Daemon:
 
     async def start(self) -> Daemon:
         """Start it and wait until its API answers."""
-        self.launch()
-        await until(self._answers, "the daemon answers", START_TIME)
+        await start_all(self)
         return self
 
     async def ended(self, within: float = END_TIME) -> int:
@@ -288,7 +287,8 @@ class Daemon:
                 return int(value.removesuffix("kB")) * 1024
         raise AssertionError(f"the kernel does not say {field}")
 
-    async def _answers(self) -> bool:
+    async def answers(self) -> bool:
+        """Whether its API does."""
         assert self._process is not None
         if self._process.poll() is not None:
             raise AssertionError(f"the daemon ended with {self._process.returncode}:\n{self.log()}")
@@ -296,6 +296,14 @@ class Daemon:
             return (await self.http.request("GET", "/healthz")).status == 200
         except NoAnswer:
             return False
+
+
+async def start_all(*daemons: Daemon) -> None:
+    """Start daemons, at the same time, and wait until the API of each answers."""
+    for daemon in daemons:
+        daemon.launch()
+    for daemon in daemons:
+        await until(daemon.answers, "the daemon answers", START_TIME)
 
 
 def ini(sections: Mapping[str, Section]) -> str:

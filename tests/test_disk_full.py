@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from tests.case import EndToEndCase
-from tests.daemon import Daemon, Json, free_port, primary, problem, secondary
+from tests.daemon import Daemon, Json, free_port, primary, problem, secondary, start_all
 from tests.state import MIB, state_of
 
 # A file that would grow beyond 4 MiB is a file too large, and no reason to end the process.
@@ -24,8 +24,9 @@ class StorageCase(EndToEndCase):
 
     async def start(self, standby: Daemon, link: int) -> None:
         """Start both, and commit a first checkpoint."""
-        self.standby = await standby.start()
-        self.sender = await self.daemon({"demo": primary(link)}).start()
+        self.standby = standby
+        self.sender = self.daemon({"demo": primary(link)})
+        await start_all(self.standby, self.sender)
         await self.sender.until_up()
         await self.sender.push("demo", b"the first")
         self.first = (await self.sender.pair("demo"))["last_committed"]

@@ -7,7 +7,7 @@ import sys
 import xxhash
 
 from tests.case import EndToEndCase
-from tests.daemon import Daemon, Json, free_port, primary, problem, secondary
+from tests.daemon import Daemon, Json, free_port, primary, problem, secondary, start_all
 from tests.raw_peer import ACK, BEGIN, COMMIT, CONTINUE, HEADER, RawReceiver, frame
 from tests.state import MIB, LongState
 from tests.waiting import pause, until
@@ -153,8 +153,9 @@ class LongTransactionTests(MemoryCase):
 
     async def test_a_gibibyte(self) -> None:
         port = free_port()
-        standby = await self.daemon({"demo": secondary(port, ack="applied", keep="1")}).start()
-        sender = await self.daemon({"demo": primary(port)}).start()
+        standby = self.daemon({"demo": secondary(port, ack="applied", keep="1")})
+        sender = self.daemon({"demo": primary(port)})
+        await start_all(standby, sender)
         await sender.until_up()
         # What the first transaction needs for good is not what grows.
         await sender.push("demo", b"\0" * 4 * MIB)

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Mapping
 
 from tests.case import EndToEndCase
-from tests.daemon import Daemon, Section, free_port, primary, problem, secondary
+from tests.daemon import Daemon, Section, free_port, primary, problem, secondary, start_all
 from tests.state import MIB
 from tests.waiting import pause, until
 
@@ -194,8 +194,9 @@ class CreatedPairsTests(EndToEndCase):
         self.assertEqual((await daemon.http.json("/v1/pairs"))["pairs"], [])
 
     async def test_a_port_that_is_taken_is_a_conflict_or_a_bad_link(self) -> None:
-        daemon = await self.daemon({}).start()
-        other = await self.daemon({}).start()
+        daemon = self.daemon({})
+        other = self.daemon({})
+        await start_all(daemon, other)
         for port in (daemon.port, other.port):
             section = {"pair": "new", "role": "secondary", "link": f"tcp:{port}:interface=127.0.0.1"}
             refused = problem(await daemon.http.send_json("POST", "/v1/pairs", section), 400)
@@ -204,8 +205,9 @@ class CreatedPairsTests(EndToEndCase):
 
     async def test_removing_one_cancels_what_is_open(self) -> None:
         port = free_port()
-        standby = await self.daemon({"vm": secondary(port)}).start()
-        daemon = await self.daemon({}).start()
+        standby = self.daemon({"vm": secondary(port)})
+        daemon = self.daemon({})
+        await start_all(standby, daemon)
         section = {"pair": "vm", "role": "primary", "link": f"tcp:127.0.0.1:{port}"}
         await daemon.http.send_json("POST", "/v1/pairs", section)
         await daemon.until_up("vm")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 
 from tests.case import EndToEndCase
-from tests.daemon import free_port, primary, secondary
+from tests.daemon import free_port, primary, secondary, start_all
 from tests.http_client import NoAnswer
 from tests.proxy import CuttingProxy, Then
 from tests.raw_peer import ACK
@@ -24,8 +24,9 @@ class ShutdownTests(EndToEndCase):
     async def start(self) -> None:
         port = free_port()
         self.proxy_between, proxied = await self.proxy(port)
-        self.standby = await self.daemon({"demo": secondary(port, ack="applied")}).start()
-        self.sender = await self.daemon({"demo": primary(proxied)}).start()
+        self.standby = self.daemon({"demo": secondary(port, ack="applied")})
+        self.sender = self.daemon({"demo": primary(proxied)})
+        await start_all(self.standby, self.sender)
         await self.sender.until_up()
 
     async def test_an_idle_daemon_ends(self) -> None:

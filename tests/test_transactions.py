@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tests.case import EndToEndCase, SharedDaemonCase
-from tests.daemon import Section, free_port, primary, problem, secondary
+from tests.daemon import Section, free_port, primary, problem, secondary, start_all
 from tests.proxy import Then
 from tests.raw_peer import ACK
 from tests.state import MIB, state_of
@@ -181,8 +181,9 @@ class LateAckTests(EndToEndCase):
     async def test_it_is_told_that_it_may_still_come(self) -> None:
         port = free_port()
         proxy, proxied = await self.proxy(port)
-        standby = await self.daemon({"demo": secondary(port, ack="applied")}).start()
-        sender = await self.daemon({"demo": primary(proxied, dead_time="1min", ack_time="100ms")}).start()
+        standby = self.daemon({"demo": secondary(port, ack="applied")})
+        sender = self.daemon({"demo": primary(proxied, dead_time="1min", ack_time="100ms")})
+        await start_all(standby, sender)
         await sender.until_up()
         for query in ("", "?timeout=0.05"):
             await sender.http.request("POST", "/v1/pairs/demo/begin")
@@ -243,8 +244,9 @@ class WithoutLinkTests(EndToEndCase):
 
     async def test_it_goes_on_when_the_standby_comes(self) -> None:
         port = free_port()
-        alone = await self.daemon({"demo": primary(port)}).start()
-        standby = await self.daemon({"demo": secondary(port)}).start()
+        alone = self.daemon({"demo": primary(port)})
+        standby = self.daemon({"demo": secondary(port)})
+        await start_all(alone, standby)
         await alone.until_up()
         await alone.push("demo", b"at last")
         self.assertEqual(await standby.checkpoint("demo"), b"at last")

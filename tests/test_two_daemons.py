@@ -6,7 +6,7 @@ import os
 import stat
 
 from tests.case import EndToEndCase
-from tests.daemon import Daemon, free_port, primary, problem, secondary
+from tests.daemon import Daemon, free_port, primary, problem, secondary, start_all
 from tests.http_client import HttpClient
 from tests.raw_peer import ACK, BEGIN, CANCEL, COMMIT, CONTINUE, Frame, frame
 from tests.state import MIB, state_of
@@ -18,8 +18,9 @@ class TwoDaemonsTests(EndToEndCase):
 
     async def test_over_tcp(self) -> None:
         port = free_port()
-        standby = await self.daemon({"demo": secondary(port, ack="applied")}, ftd={"node": "host-b"}).start()
-        sender = await self.daemon({"demo": primary(port)}, ftd={"node": "host-a"}).start()
+        standby = self.daemon({"demo": secondary(port, ack="applied")}, ftd={"node": "host-b"})
+        sender = self.daemon({"demo": primary(port)}, ftd={"node": "host-a"})
+        await start_all(standby, sender)
         await sender.until_up()
         state = state_of(3 * MIB + 1)
         file = sender.directory / "state"
@@ -68,8 +69,9 @@ class TwoDaemonsTests(EndToEndCase):
     async def test_several_pairs_between_two_daemons(self) -> None:
         names = [f"pair-{number}" for number in range(8)]
         ports = {name: free_port() for name in names}
-        standby = await self.daemon({name: secondary(ports[name]) for name in names}).start()
-        sender = await self.daemon({name: primary(ports[name]) for name in names}).start()
+        standby = self.daemon({name: secondary(ports[name]) for name in names})
+        sender = self.daemon({name: primary(ports[name]) for name in names})
+        await start_all(standby, sender)
         await sender.until_up()
         for name in names:
             await sender.push(name, name.encode())
@@ -83,8 +85,9 @@ class HeartbeatTests(EndToEndCase):
 
     async def test_they_are_seen_nowhere_and_get_in_nobodys_way(self) -> None:
         port = free_port()
-        standby = await self.daemon({"demo": secondary(port, ack="applied", keep="1000")}).start()
-        sender = await self.daemon({"demo": primary(port, heartbeat="10ms")}).start()
+        standby = self.daemon({"demo": secondary(port, ack="applied", keep="1000")})
+        sender = self.daemon({"demo": primary(port, heartbeat="10ms")})
+        await start_all(standby, sender)
         await sender.until_up()
         await until(lambda: self.have_beaten(sender, standby), "there were heartbeats")
         for half in (sender, standby):
@@ -109,8 +112,9 @@ class DisagreementTests(EndToEndCase):
 
     async def assert_disagree(self, sender_keys: dict[str, str], standby_keys: dict[str, str], why: str) -> None:
         port = free_port()
-        standby = await self.daemon({"demo": secondary(port, **standby_keys)}).start()
-        sender = await self.daemon({"demo": primary(port, **sender_keys)}).start()
+        standby = self.daemon({"demo": secondary(port, **standby_keys)})
+        sender = self.daemon({"demo": primary(port, **sender_keys)})
+        await start_all(standby, sender)
         await sender.until_pair("demo", has_error_name="STATE_INVALID")
         self.assertIn(why, str((await sender.pair("demo"))["has_error_detail"]))
         refused = problem(await sender.http.request("PUT", "/v1/pairs/demo/checkpoint", b"x"), 409)
@@ -150,8 +154,9 @@ class KemariTests(EndToEndCase):
     async def test_an_ftd_sender_where_a_kemari_is_expected(self) -> None:
         """The sender finds out by itself that it is to speak as one."""
         port = free_port()
-        standby = await self.daemon({"demo": secondary(port, peer="kemari", ack="applied")}).start()
-        sender = await self.daemon({"demo": primary(port)}).start()
+        standby = self.daemon({"demo": secondary(port, peer="kemari", ack="applied")})
+        sender = self.daemon({"demo": primary(port)})
+        await start_all(standby, sender)
         await sender.until_up()
         state = state_of(MIB)
         await sender.push("demo", state)
