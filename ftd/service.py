@@ -118,8 +118,11 @@ class FtdService(Service):
         for port in self._api_ports.values():
             port.stopListening()
         # Primaries first: a standby in the same daemon still has to answer them.
-        stopped = self._stop_all(Role.PRIMARY)
-        stopped.addCallback(lambda _: self._stop_all(Role.SECONDARY))
+        finished = self._stop_all(Role.PRIMARY)
+        finished.addCallback(lambda _: self._stop_all(Role.SECONDARY))
+        # A pair that hangs cannot be hurried: it is not waited for any longer.
+        stopped: Deferred[None] = Deferred()
+        finished.addBoth(lambda _: stopped.callback(None))
         stopped.addTimeout(_DRAIN, self._reactor)
         stopped.addErrback(lambda _: self.log.warn("not everything could be finished within {s} s", s=_DRAIN))
         return stopped.addCallback(lambda _: deferLater(self._reactor, _LAST_WORDS))
@@ -135,7 +138,7 @@ class FtdService(Service):
         except ConfigError as error:
             self.log.error("{path}: {error}; nothing was changed", path=self.config.path, error=error)
             return
-        if (config.node, config.state_dir, config.api) != (self.config.node, self.config.state_dir, self.config.api):
+        if attrs.evolve(config, pairs=self.config.pairs) != self.config:
             self.log.warn("changes in [ftd] and [api] take a restart; only pairs were reloaded")
         self.config = attrs.evolve(self.config, pairs=config.pairs)
         going = [
@@ -143,7 +146,11 @@ class FtdService(Service):
             for name, entry in self._entries.items()
             if entry.is_from_file and entry.config != config.pairs.get(name)
         ]
-        gone = DeferredList([self._remove(entry) for entry in going])
+        for entry in going:
+            del self._entries[entry.config.section]
+        # Primaries first, as at the end of the daemon.
+        gone = self._remove_all(Role.PRIMARY, going)
+        gone.addCallback(lambda _: self._remove_all(Role.SECONDARY, going))
         gone.addCallback(lambda _: self._start_reloaded())
         gone.addErrback(lambda failure: self.log.failure("reloading", failure))
 
@@ -183,7 +190,11 @@ class FtdService(Service):
             raise NotInState(
                 f"pair {name} stands in {self.config.path}: remove its section there and send SIGHUP", "configured"
             )
-        self._created.remove(name)
+        try:
+            self._created.remove(name)
+        except OSError as error:
+            raise CannotKeep(f"pair {name} cannot be removed from state-dir: {error.strerror}") from None
+        del self._entries[name]
         return self._remove(entry)
 
     def _check_new(self, config: PairConfig) -> None:
@@ -197,6 +208,13 @@ class FtdService(Service):
         created = [entry.config for entry in self._entries.values() if not entry.is_from_file]
         for name in {pair.section for pair in created} & set(config.pairs):
             raise ConfigError("a pair of this name was created through the API; delete that one first", f"pair {name}")
+        if len(config.pairs) + len(created) > self.config.pairs_limit:
+            raise ConfigError(
+                f"the file has {len(config.pairs)} pairs, {len(created)} were created through the API, and"
+                f" {self.config.pairs_limit} are allowed",
+                "ftd",
+                "pairs-limit",
+            )
         check_listening([*config.pairs.values(), *created], self.config.api.endpoints)
 
     # Parts
@@ -225,17 +243,19 @@ class FtdService(Service):
         return entry
 
     def _remove(self, entry: _Entry) -> Deferred[None]:
-        """Stop a pair that is not to be there any more, and tell those who watch."""
-        name = entry.config.section
-        del self._entries[name]
+        """Stop a pair that is not among the entries any more, and tell those who watch."""
         stopped = maybeDeferred(entry.pair.stop)
 
         def tell(result: object) -> object:
             status = entry.pair.status()
-            self._bus.publish("pair", name, lambda: {**to_json(status), "removed": True})
+            self._bus.publish("pair", status.name, lambda: {**to_json(status), "removed": True})
             return result
 
         return stopped.addBoth(tell)
+
+    def _remove_all(self, role: Role, entries: list[_Entry]) -> Deferred[None]:
+        removing = [self._remove(entry) for entry in entries if entry.config.role is role]
+        return DeferredList(removing).addCallback(lambda _: None)
 
     def _listen(self, endpoint: str, key: str) -> None:
         listening = serverFromString(self._reactor, endpoint).listen(self._site)
