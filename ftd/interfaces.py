@@ -126,6 +126,9 @@ class ISink(IConsumer):
     def abort() -> None:
         """Drop the open transaction, if there is one."""
 
+    def failure() -> Exception | None:
+        """Why the open transaction cannot be kept any more, as far as is known; it must not be acknowledged then."""
+
 
 class ICheckpointStore(Interface):
     """The committed checkpoints of a sink."""

@@ -289,6 +289,7 @@ class ReceiverProtocol(LinkProtocol):
         self._sink_has_begun = False
         self._sink_is_full = False
         self._is_committing = False
+        self._is_acknowledged = False
         self._input_is_frozen = False
 
     @property
@@ -454,7 +455,9 @@ class ReceiverProtocol(LinkProtocol):
             return
         self._begin_sink()
         self._sink_has_begun = False
-        if self._ack_first:
+        # What the sink has lost already was never held whole: its commit will fail, and be refused.
+        self._is_acknowledged = self._ack_first and self._owner.sink.failure() is None
+        if self._is_acknowledged:
             self._send(self.machine.acknowledge())
         self._is_committing = True
         committing = self._owner.commit(request)
@@ -466,7 +469,7 @@ class ReceiverProtocol(LinkProtocol):
     def _committed(self, _: None) -> None:
         self._is_committing = False
         if self.connected and self._error is None:
-            if not self._ack_first:
+            if not self._is_acknowledged:
                 self._send(self.machine.acknowledge())
             if not self._input_is_frozen and self.trace.ft_trans_cb is not None:
                 # The sink was ready at once; otherwise this is said on going on.
@@ -482,7 +485,7 @@ class ReceiverProtocol(LinkProtocol):
             error = WireError(ErrorCode.UNKNOWN, "the sink failed; the log says how")
         if not self.connected or self._error is not None:
             return
-        if self._ack_first or not self.machine.can_refuse:
+        if self._is_acknowledged or not self.machine.can_refuse:
             # The sender believes it is committed, or cannot be told otherwise: it has to ask again when it reconnects.
             self.fail(error)
             return

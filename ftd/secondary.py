@@ -152,7 +152,7 @@ class SecondaryPair(Pair):
         number = held[-1].number + 1 if held else 1
         self.history.commit_requested(transaction, request.seq, request.size, number)
         self._committing += 1
-        if self.config.ack is Ack.RECEIVED:
+        if self.config.ack is Ack.RECEIVED and self.sink.failure() is None:
             # The sender counts it as committed from now on.
             self._used(request.id)
         stored = self.sink.commit(request.id, f"{request.xxh3:016x}", self._sender_generation)

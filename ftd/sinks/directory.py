@@ -117,6 +117,10 @@ class DirectorySink:
         self._run.release()
         self._in_thread(self._incoming.discard).addErrback(self._log_failure, "discarding an unfinished checkpoint")
 
+    def failure(self) -> SinkError | None:
+        """See `ISink`."""
+        return self._incoming.failure
+
     # The store
 
     def checkpoints(self) -> Sequence[Checkpoint]:

@@ -108,6 +108,10 @@ class MemorySink:
             self._open.release()
             self._open = None
 
+    def failure(self) -> SinkError | None:
+        """See `ISink`."""
+        return self._failure
+
     def checkpoints(self) -> Sequence[Checkpoint]:
         """See `ICheckpointStore`."""
         return [held.checkpoint for held in self._held]

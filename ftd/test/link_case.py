@@ -191,6 +191,10 @@ class FakeSink:
             self.pause_at = None
             self.pause()
 
+    def failure(self) -> Exception | None:
+        """See `ISink`."""
+        return None
+
     def pause(self) -> None:
         """Have the receiver wait."""
         assert self.producer is not None

@@ -278,3 +278,20 @@ class DamageTests(PairTestCase):
             self.assertEqual(self.held(), [b"payload"])
             self.kill_secondary()
             self.primary.stop()
+
+
+class LostBeforeTheAckTests(PairTestCase):
+    """``ack = received`` acknowledges what is held whole, and nothing else."""
+
+    def test_what_did_not_fit_is_refused(self) -> None:
+        self.start_secondary(MemorySink(keep=8, limit=BLOCK_SIZE), ack=Ack.RECEIVED)
+        self.start_primary()
+        self.network.pump()
+        upload = self.push(bytes(BLOCK_SIZE + 1))
+        self.network.pump()
+        error = self.upload_refusal(PairFailed, upload)
+        self.assertIs(error.code, ErrorCode.REALLOC_BUF)
+        self.assertEqual(self.held(), [])
+        self.assertEqual((self.primary.status().id, self.secondary.status().id), (0, 0))
+        self.assertEqual(self.committed(b"small").id, 0)
+        self.assertEqual(self.held(), [b"small"])
