@@ -39,6 +39,21 @@ class IPair(Interface):
     def reset() -> Deferred[None]:
         """Clear ``has_error``, close the link and open it anew.  Fires when that is under way."""
 
+    def promote(force: bool) -> Deferred[None]:
+        """
+        The standby's VM takes over; fires when the guest runs.  On a fenced primary: with ``force`` its VM goes on.
+
+        :param force: although the other half is up.
+        :return: errbacks with :class:`ftd.errors.NotInState` on a pair without a VM, or where it may not be done.
+        """
+
+    def demote() -> Deferred[None]:
+        """
+        The primary commits what it has and stops its VM for good; a promoted standby ends its VM and stands by anew.
+
+        :return: errbacks with :class:`ftd.errors.NotInState` on a pair without a VM.
+        """
+
 
 class IPrimaryPair(IPair):
     """The sending half.  Every method raises, or errbacks with, an :class:`ftd.errors.FtdError`."""
@@ -69,6 +84,14 @@ class IPrimaryPair(IPair):
 
     def set_rate_limit(enabled: bool | None, bandwidth: int | None) -> None:
         """Change either; bytes per second, 0 for no limit.  ``None`` leaves it."""
+
+    def set_protection(enabled: bool | None, interval: float | None) -> Deferred[None]:
+        """
+        Turn the protection of the pair's VM on or off, and say how often a checkpoint is taken.
+
+        :param interval: seconds from one checkpoint to the next; 0: `begin` and `commit` say when.  ``None`` leaves it.
+        :return: errbacks with :class:`ftd.errors.NotInState` on a pair without a VM.
+        """
 
 
 class ISecondaryPair(IPair):

@@ -128,6 +128,79 @@ class Checkpoint:
     committed_at: float
 
 
+class VmState(StrEnum):
+    """How far a VM is protected (``vm.status``); QEMU.md's names."""
+
+    UNPROTECTED = "unprotected"
+    SYNCING = "syncing"
+    PROTECTED = "protected"
+    HOLDING = "holding"
+    PROMOTED = "promoted"
+    FENCED = "fenced"
+
+
+@attrs.frozen(kw_only=True)
+class PauseStatus:
+    """
+    How long checkpoints stop the guest, in milliseconds: the newest, and the median and 99th percentile of the last
+    1,024; then the steps of the newest.  ``device`` and ``dirty`` overlap.
+    """
+
+    last: float
+    p50: float
+    p99: float
+    stop: float
+    device: float
+    dirty: float
+    cont: float
+
+
+@attrs.frozen(kw_only=True)
+class SyncStatus:
+    """How far the background checkpoint is: bytes of guest RAM that have been read, and that there are to read."""
+
+    done_bytes: int
+    total_bytes: int
+
+
+@attrs.frozen(kw_only=True)
+class VmStatus:
+    """
+    The VM of a qemu pair.
+
+    :ivar generation: of the newest committed checkpoint.
+    :ivar checkpoint: its number; 0 where there is none.
+    :ivar interval_ms: of a primary; 0 where the checkpoints are the cluster manager's.
+    :ivar protection: whether a primary is to be protected.
+    :ivar run_state: what QEMU says (``query-status``), ``None`` without QEMU.
+    :ivar dirty_tracking: ``write-protect``, ``soft-dirty`` or ``compare``; ``None`` while nothing is tracked.
+    :ivar dirty_pages: of the newest checkpoint.
+    :ivar checkpoint_bytes: of the newest checkpoint, on the wire.
+    :ivar lag_ms: the age of the newest committed state: what would be lost now; ``None`` where there is none.
+    :ivar held_frames: Ethernet frames of the guest that wait for their checkpoint's ACK.
+    :ivar sync: the background checkpoint under way.
+    :ivar reason: why it is not protected, with what to do; empty where it is.
+    """
+
+    status: VmState
+    generation: str | None = None
+    checkpoint: int = 0
+    interval_ms: float | None = None
+    protection: bool | None = None
+    run_state: str | None = None
+    dirty_tracking: str | None = None
+    ram_bytes: int = 0
+    pause_ms: PauseStatus | None = None
+    dirty_pages: int = 0
+    checkpoint_bytes: int = 0
+    lag_ms: float | None = None
+    held_frames: int = 0
+    held_bytes: int = 0
+    sync: SyncStatus | None = None
+    qemu_version: str | None = None
+    reason: str = ""
+
+
 @attrs.frozen(kw_only=True)
 class PairStatus:
     """A whole pair, as ``GET /v1/pairs/{pair}`` and the ``pair`` event show it."""
@@ -161,3 +234,4 @@ class PairStatus:
     transactions_failed: int
     heartbeats: int
     reconnects: int
+    vm: VmStatus | None = None

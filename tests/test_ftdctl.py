@@ -80,11 +80,11 @@ class FtdctlTests(SharedDaemonCase):
         self.assertEqual((commit["bytes"], commit["seq"]), (6, 1))
         (*_, previous, newest) = (await self.done_json("checkpoints", "demo-standby"))["checkpoints"]
         self.assertEqual(newest["id"], commit["id"])
-        await self.done("fetch", "demo-standby", str(previous["number"]), "-o", "copy")
-        self.assertEqual((self.directory / "copy").read_bytes(), state)
+        fetched = self.in_background(self.done("fetch", "demo-standby", str(previous["number"]), "-o", "again"))
         to_stdout = await self.ftdctl("fetch", "demo-standby", "latest", "-o", "-")
         self.assertEqual((to_stdout.status, to_stdout.out), (0, b"second"))
-        self.assertIn(newest["xxh3"], await self.done("checkpoints", "demo-standby"))
+        self.assertIn(previous["xxh3"], await fetched)
+        self.assertEqual((self.directory / "again").read_bytes(), state)
 
     async def test_push_from_a_pipe(self) -> None:
         ftdctl = " ".join((*_FTDCTL, "push", "demo", "-"))
@@ -118,21 +118,23 @@ class FtdctlTests(SharedDaemonCase):
         begun = await self.done("begin", "demo")
         self.assertRegex(begun, r"^transaction \d+ is open\n$")
         await self.done("put", "demo", self.file(b"one "))
+        beginning_again = self.in_background(self.ftdctl("begin", "demo"))
         self.assertEqual((await self.done_json("put", "demo", self.file(b"two")))["accepted"], 3)
-        twice = await self.ftdctl("begin", "demo")
+        twice = await beginning_again
         self.assertEqual((twice.status, twice.out), (1, b""))
         self.assertIn(b"is open on demo; commit or cancel it first", twice.err)
         self.assertIn("committed", await self.done("commit", "demo", "--timeout", "20s"))
         self.assertEqual(await self.shared.checkpoint("demo-standby"), b"one two")
-        await self.done("begin", "demo")
+        await self.shared.http.request("POST", "/v1/pairs/demo/begin")
         self.assertRegex(await self.done("cancel", "demo"), r"^transaction \d+ is cancelled\n$")
-        await self.done("begin", "demo")
-        await self.done("put", "demo", self.file(b"three"))
+        await self.shared.http.request("POST", "/v1/pairs/demo/begin")
+        await self.shared.http.request("POST", "/v1/pairs/demo/data", b"three")
         self.assertIn("is on its way", await self.done("commit", "demo", "--no-wait"))
         await until(self.third_is_in, "the commit that nobody waited for")
+        shown = self.in_background(self.done("transactions", "demo"))
         rows = (await self.done_json("transactions", "demo"))["transactions"]
         self.assertEqual([row["outcome"] for row in rows[-3:]], ["committed", "cancelled", "committed"])
-        self.assertIn("cancelled", await self.done("transactions", "demo"))
+        self.assertIn("cancelled", await shown)
 
     async def third_is_in(self) -> bool:
         return await self.shared.checkpoint("demo-standby") == b"three"
@@ -141,15 +143,17 @@ class FtdctlTests(SharedDaemonCase):
 
     async def test_status(self) -> None:
         await self.until_lonely()
+        listing = self.in_background(self.done_json("status"))
+        showing = self.in_background(self.done("pair", "show", "demo"))
         shown = await self.done("status")
         for name in self.pairs:
             self.assertIn(name, shown)
         self.assertIn("Connection was refused", shown)
-        listed = await self.done_json("status")
+        listed = await listing
         self.assertEqual([pair["name"] for pair in listed["pairs"]], list(self.pairs))
         one = await self.done_json("pair", "show", "demo")
         self.assertEqual((one["name"], one["link_state"]), ("demo", "up"))
-        self.assertIn("link_state", await self.done("pair", "show", "demo"))
+        self.assertIn("link_state", await showing)
 
     async def test_status_is_watched_on_a_terminal(self) -> None:
         program = self.program("status", "--watch", on_terminal=True)
@@ -198,11 +202,16 @@ class FtdctlTests(SharedDaemonCase):
         self.assertEqual(set(off["events"].values()), {False})
 
     async def test_rate_limit(self) -> None:
+        async def now() -> Any:
+            return await self.shared.http.json("/v1/pairs/demo/rate-limit")
+
         self.assertEqual(await self.done_json("rate-limit", "demo"), {"enabled": True, "bandwidth": 0})
         self.assertIn("off", await self.done("rate-limit", "demo", "off"))
-        self.assertEqual(await self.done_json("rate-limit", "demo", "10MiB"), {"enabled": True, "bandwidth": 10 * MIB})
+        self.assertEqual(await now(), {"enabled": False, "bandwidth": 0})
+        self.assertEqual(await self.done_json("rate-limit", "demo", "10MiB"), await now())
+        self.assertEqual(await now(), {"enabled": True, "bandwidth": 10 * MIB})
         await self.done("rate-limit", "demo", "0")
-        self.assertEqual(await self.done_json("rate-limit", "demo"), {"enabled": True, "bandwidth": 0})
+        self.assertEqual(await now(), {"enabled": True, "bandwidth": 0})
 
     # Pairs
 
@@ -228,9 +237,10 @@ class FtdctlTests(SharedDaemonCase):
         self.assertIn("no error found", await self.done("check", str(file)))
         bad = self.directory / "bad.conf"
         bad.write_text("[pair a]\nrole = third\n[colours]\n")
-        output = await self.ftdctl("check", str(bad))
-        self.assertEqual((output.status, len(output.err.splitlines())), (1, 3), output)
+        checking = self.in_background(self.ftdctl("check", str(bad)))
         as_json = await self.ftdctl("check", str(bad), "--json")
+        output = await checking
+        self.assertEqual((output.status, len(output.err.splitlines())), (1, 3), output)
         self.assertEqual(as_json.status, 1)
         problems = json.loads(as_json.out)["problems"]
         self.assertEqual(
