@@ -16,11 +16,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from ftd.config_endpoints import (
     DIALLED_EXAMPLE,
     LISTENING_EXAMPLE,
     Listener,
     TcpAddress,
+    UnixAddress,
     collisions,
     dialled,
     listening,
@@ -39,8 +42,19 @@ from ftd.config_keys import (
     Peer,
     Role,
     Sink,
+    Source,
 )
 from ftd.config_values import BadValue, Key, printable
+from ftd.config_vm import (
+    MOST_NETS,
+    NET_ID_PATTERN,
+    Dirty,
+    Encoding,
+    NetConfig,
+    NetText,
+    PathText,
+    SecondaryLoss,
+)
 from ftd.errors import ConfigError
 
 __all__ = [
@@ -51,10 +65,15 @@ __all__ = [
     "ApiConfig",
     "ByteOrder",
     "Config",
+    "Dirty",
+    "Encoding",
+    "NetConfig",
     "PairConfig",
     "Peer",
     "Role",
+    "SecondaryLoss",
     "Sink",
+    "Source",
     "check_listening",
     "load",
     "pair_from_ini",
@@ -100,7 +119,8 @@ def pair_from_mapping(section: str, values: Mapping[str, object], base: Path | N
 
     :param section: the name in the section's title and in URLs.
     :param values: by key; each as in an INI file, or as JSON.
-    :param base: the directory that a relative socket path in ``link`` starts from; an error where this is ``None``.
+    :param base: the directory that relative paths start from; they are an error where this is ``None``, and so are
+        keys that only a file may have.
     :raises ConfigError: the first thing that is wrong, with its key, which is ``pair`` for the section's name.
     """
     found: list[ConfigError] = []
@@ -118,7 +138,9 @@ def pair_to_ini(config: PairConfig) -> str:
     lines = [f"[pair {config.section}]"]
     for key in PAIR_KEYS.values():
         value = getattr(config, key.attribute)
-        if key.required or (key.only in ("", config.role) and value != getattr(bare, key.attribute)):
+        if key.family:
+            lines += (f"{key.family}{member.id} = {key.kind.show(member)}" for member in value)
+        elif key.required or (key.only in ("", config.role) and value != getattr(bare, key.attribute)):
             lines.append(f"{key.name} = {key.kind.show(value)}")
     return "\n".join(lines) + "\n"
 
@@ -144,13 +166,20 @@ def pair_schema() -> dict[str, Any]:
     Either of ``pair`` and ``name`` does for both.
     """
     properties: dict[str, Any] = {"pair": {**NAME.schema(), "description": "The name of the pair in URLs."}}
+    families = {}
     for key in PAIR_KEYS.values():
-        only = f" For a {key.only} only." if key.only else ""
+        if key.in_file:
+            continue
         default = {"default": key.kind.plain(key.default)} if key.has_plain_default else {}
-        properties[key.name] = {**key.kind.schema(), "description": key.sentence + only, **default}
+        described = {**key.kind.schema(), "description": key.description, **default}
+        if key.family:
+            families[f"^{key.family}{NET_ID_PATTERN}$"] = described
+        else:
+            properties[key.name] = described
     return {
         "type": "object",
         "properties": properties,
+        "patternProperties": families,
         "required": [key.name for key in PAIR_KEYS.values() if key.required],
         "anyOf": [{"required": ["pair"]}, {"required": ["name"]}],
         "additionalProperties": False,
@@ -159,28 +188,40 @@ def pair_schema() -> dict[str, Any]:
 
 def check_listening(pairs: Iterable[PairConfig], api_endpoints: Iterable[str]) -> None:
     """
-    Check that no two secondaries, and no secondary and the API, listen on one address.
+    Check that no two secondaries, and no secondary and the API, listen on one address, and that no two VMs share what
+    only one can have: a QMP socket, the socket of a NIC, a tap device.
 
     :raises ConfigError: at the later of the two, telling where the earlier one is.
     """
     keys = (f"endpoint-{number}" if number > 1 else "endpoint" for number in range(1, 10_000))
     api = [Listener("api", key, listening(text, None).address) for key, text in zip(keys, api_endpoints, strict=False)]
-    links = [
-        Listener(f"pair {pair.section}", "link", listening(pair.link, None).address)
-        for pair in pairs
-        if pair.role is Role.SECONDARY
-    ]
-    for error in _collisions([*api, *links]):
+    claimed: list[Listener] = []
+    for pair in pairs:
+        where = f"pair {pair.section}"
+        if pair.role is Role.SECONDARY:
+            claimed.append(Listener(where, "link", listening(pair.link, None).address))
+        claimed += _claims_of_vm(where, pair.qemu_qmp, pair.qemu_nets)
+    for error in _collisions([*api, *claimed]):
         raise error
+
+
+def _claims_of_vm(where: str, qmp: str, nets: Iterable[NetConfig]) -> list[Listener]:
+    """What of a VM no other pair can have."""
+    claims = [Listener(where, "qemu-qmp", UnixAddress(qmp), dials=True)] if qmp else []
+    for net in nets:
+        claims += net.claims(where)
+    return claims
 
 
 def _collisions(listeners: Iterable[Listener]) -> Iterator[ConfigError]:
     for later, earlier in collisions(listeners):
         both_pairs = later.section.startswith("pair ") and earlier.section.startswith("pair ")
-        what = "port" if isinstance(later.address, TcpAddress) else "socket"
+        are_two = both_pairs and later.section != earlier.section
+        what = "port" if isinstance(later.address, TcpAddress) else str(later.address).rpartition(" ")[0]
+        does = "uses it" if earlier.dials else "listens there"
         yield ConfigError(
-            f"{later.address} is taken: [{earlier.section}] {earlier.key} listens there already"
-            + (f" (two pairs on one {what})" if both_pairs else ""),
+            f"{later.address} is taken: [{earlier.section}] {earlier.key} {does} already"
+            + (f" (two pairs on one {what})" if are_two else ""),
             later.section,
             later.key,
         )
@@ -259,7 +300,9 @@ def _read_pair(
         NAME.parse(section)
     except BadValue as bad:
         found.append(ConfigError(str(bad), where))
-    values = _convert(PAIR_KEYS, where, given, found)
+    families, single = _families(given)
+    values = _convert(PAIR_KEYS, where, single, found, base)
+    values |= {key.attribute: _read_nets(key, where, members, found, base) for key, members in families}
     found += (
         ConfigError(f"is missing; for example {key.name} = {key.example}", where, key.name)
         for key in PAIR_KEYS.values()
@@ -267,11 +310,7 @@ def _read_pair(
     )
     role: Role | None = values.get("role")
     if role is not None:
-        found += (
-            ConfigError(f"is for a {key.only}, and this pair is a {role}", where, key.name)
-            for key in PAIR_KEYS.values()
-            if key.name in given and key.only not in ("", role)
-        )
+        found += _out_of_place(where, role, given, values)
         if "link" in values:
             dials = role is Role.PRIMARY
             try:
@@ -283,8 +322,76 @@ def _read_pair(
                 values["link"] = link.text
                 if not dials:
                     listeners.append(Listener(where, "link", link.address))
+    listeners += _claims_of_vm(where, values.get("qemu_qmp", ""), values.get("qemu_nets", ()))
+    if base is None:
+        found += (
+            ConfigError("can stand in the configuration file only: it names a program to run", where, key.name)
+            for key in PAIR_KEYS.values()
+            if key.in_file and key.name in given
+        )
     found += _relations(where, role, given, values)
     return PairConfig(section=section, **values) if len(found) == before else None
+
+
+def _families(given: Mapping[str, object]) -> tuple[list[tuple[Key, dict[str, object]]], dict[str, object]]:
+    """The keys that are told by how they begin, by what they belong to; and all others."""
+    single = dict(given)
+    families = []
+    for key in PAIR_KEYS.values():
+        members = {name: single.pop(name) for name in given if key.family and name.startswith(key.family)}
+        if members:
+            families.append((key, members))
+    return families, single
+
+
+def _read_nets(
+    key: Key, where: str, given: Mapping[str, object], found: list[ConfigError], base: Path | None
+) -> tuple[NetConfig, ...]:
+    """The NICs that the keys of a section have, by their IDs; what is wrong with any goes to ``found``."""
+    nets = []
+    for name, raw in given.items():
+        id = name.removeprefix(key.family)
+        if not re.fullmatch(NET_ID_PATTERN, id):
+            detail = f"{key.name} has an ID of 1 to 32 letters, digits, '_', '.' and '-', a letter or a digit first"
+            found.append(ConfigError(detail, where, printable(name)))
+            continue
+        try:
+            net: NetConfig = _value(key, raw, base)
+        except BadValue as bad:
+            found.append(ConfigError(f"{bad}; for example {name} = {key.example}", where, name))
+        else:
+            nets.append(attrs.evolve(net, id=id))
+    if len(nets) > MOST_NETS:
+        found.append(ConfigError(f"there are {len(nets)} of them, {MOST_NETS} can be", where, key.name))
+    return tuple(sorted(nets, key=lambda net: net.id))
+
+
+def _out_of_place(
+    where: str, role: Role, given: Mapping[str, object], values: Mapping[str, Any]
+) -> Iterator[ConfigError]:
+    """Keys that this pair cannot have, or that one with a VM has to have."""
+    origin = PAIR_KEYS["source" if role is Role.PRIMARY else "sink"]
+    # One that was found wrong before may have been meant to be qemu.
+    is_known = origin.name not in given or origin.attribute in values
+    chosen = values.get(origin.attribute, origin.default)
+    has_vm = chosen in (Source.QEMU, Sink.QEMU)
+    for key in PAIR_KEYS.values():
+        names = [name for name in given if name == key.name or (key.family and name.startswith(key.family))]
+        for name in names:
+            if key.only not in ("", role):
+                yield ConfigError(f"is for a {key.only}, and this pair is a {role}", where, printable(name))
+            elif key.vm and is_known and not has_vm:
+                detail = f"is for a VM: the pair would have to have {origin.name} = qemu, and it has {chosen}"
+                yield ConfigError(detail, where, printable(name))
+    if has_vm and "qemu-qmp" not in given:
+        detail = (
+            f"is missing, and {origin.name} = qemu needs it; for example qemu-qmp = {PAIR_KEYS['qemu-qmp'].example}"
+        )
+        yield ConfigError(detail, where, "qemu-qmp")
+    if has_vm and values.get("peer") is Peer.KEMARI:
+        yield ConfigError(
+            f"has to be ftd where {origin.name} = qemu: Kemari does not know its checkpoints", where, "peer"
+        )
 
 
 def _relations(
@@ -303,9 +410,17 @@ def _relations(
 
 
 def _convert(
-    keys: Mapping[str, Key], section: str, given: Mapping[str, object], found: list[ConfigError]
+    keys: Mapping[str, Key],
+    section: str,
+    given: Mapping[str, object],
+    found: list[ConfigError],
+    base: Path | None = None,
 ) -> dict[str, Any]:
-    """The values of a section by attribute; what is wrong goes to ``found`` and is left out."""
+    """
+    The values of a section by attribute; what is wrong goes to ``found`` and is left out.
+
+    :param base: the directory that relative paths start from.
+    """
     values = {}
     for name, raw in given.items():
         key = keys.get(name)
@@ -313,10 +428,20 @@ def _convert(
             found.append(ConfigError(_unknown("key", name, keys), section, printable(name)))
             continue
         try:
-            values[key.attribute] = key.kind.parse(raw)
+            values[key.attribute] = _value(key, raw, base)
         except BadValue as bad:
             found.append(ConfigError(f"{bad}; for example {name} = {key.example}", section, name))
     return values
+
+
+def _value(key: Key, raw: object, base: Path | None) -> Any:
+    """
+    What a key has, with absolute paths.
+
+    :raises BadValue: if it cannot have that.
+    """
+    value = key.kind.parse(raw)
+    return key.kind.rebased(value, base) if isinstance(key.kind, PathText | NetText) else value
 
 
 def _unknown(what: str, name: str, known: Iterable[str]) -> str:

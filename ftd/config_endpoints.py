@@ -82,7 +82,25 @@ class UnixAddress:
         return f"socket {self.path}"
 
 
-Address = TcpAddress | UnixAddress
+@attrs.frozen
+class TapDevice:
+    """A network device, which only one can have open."""
+
+    name: str
+
+    def collides(self, other: Address) -> bool:
+        """Whether only one of the two can be had."""
+        return self == other
+
+    def is_local(self) -> bool:
+        """Whether nobody on another machine can get there: nobody dials it at all."""
+        return True
+
+    def __str__(self) -> str:
+        return f"tap device {self.name}"
+
+
+Address = TcpAddress | UnixAddress | TapDevice
 
 
 @attrs.frozen
@@ -108,6 +126,28 @@ def dialled(text: str, base: Path | None) -> Endpoint:
     A client endpoint string; parameters and errors as for `listening`.
     """
     return _either(_dialled, _listening, "this is where one listens; give a host and a port", text, base)
+
+
+def absolute_path(path: str, base: Path | None, longest: int) -> str:
+    """
+    A path of the configuration as an absolute one.
+
+    :param base: the directory that a relative path starts from, ``None`` where there is none to start from.
+    :param longest: how many bytes it may have then.
+    :raises BadValue: if it has to be absolute and is not, ends in a space, or is too long.
+    """
+    what = "the path of a socket" if longest == LONGEST_SOCKET_PATH else "a path"
+    if not os.path.isabs(path):
+        if base is None:
+            raise BadValue(f"{shown(path)} has to be an absolute path")
+        path = os.path.join(base, path)
+    path = os.path.normpath(path)
+    if path.endswith(" "):
+        # It would be lost where a value ends at the last character of its line that is not a space.
+        raise BadValue(f"{what} cannot end in a space, as {shown(path)} does")
+    if len(os.fsencode(path)) > longest:
+        raise BadValue(f"{what} can have {longest} bytes, {shown(path)} has more")
+    return path
 
 
 _Reader = Callable[[str, Path | None], Endpoint]
@@ -157,16 +197,7 @@ def _unix(
     given = _bind((path_name,), positional, named, in_order=True)
     path = _needed(given, path_name)
     _check_extras(given, extras)
-    if not os.path.isabs(path):
-        if base is None:
-            raise BadValue(f"{shown(path)} has to be an absolute path")
-        path = os.path.join(base, path)
-    path = os.path.normpath(path)
-    if path.endswith(" "):
-        # It would be lost where a value ends at the last character of its line that is not a space.
-        raise BadValue(f"the path of a socket cannot end in a space, as {shown(path)} does")
-    if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
-        raise BadValue(f"the path of a socket can have {LONGEST_SOCKET_PATH} bytes, {shown(path)} has more")
+    path = absolute_path(path, base, LONGEST_SOCKET_PATH)
     return Endpoint(
         ":".join(["unix", _quoted(path), *(f"{n}={_quoted(v)}" for n, v in given.items())]), UnixAddress(path)
     )
@@ -268,11 +299,16 @@ def _quoted(text: str) -> str:
 
 @attrs.frozen
 class Listener:
-    """Something of the configuration that listens: where it says so, and on what."""
+    """
+    Something of the configuration that listens, or that only one can have: where it says so, and on what.
+
+    :ivar dials: it is not listened on, but used by nobody else.
+    """
 
     section: str
     key: str
     address: Address
+    dials: bool = False
 
 
 def collisions(listeners: Iterable[Listener]) -> Iterable[tuple[Listener, Listener]]:

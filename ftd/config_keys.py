@@ -35,6 +35,18 @@ from ftd.config_values import (
     key,
     keys_of,
 )
+from ftd.config_vm import (
+    DIRECTORY_PATH,
+    NET_EXAMPLE,
+    NET_PREFIX,
+    SOCKET_PATH,
+    CommandText,
+    Dirty,
+    Encoding,
+    NetConfig,
+    NetText,
+    SecondaryLoss,
+)
 
 HOUR = 3600.0
 DAY = 24 * HOUR
@@ -71,11 +83,19 @@ class Ack(StrEnum):
     APPLIED = "applied"
 
 
+class Source(StrEnum):
+    """Where the state comes from: programs push it, or it is a VM's."""
+
+    FEED = "feed"
+    QEMU = "qemu"
+
+
 class Sink(StrEnum):
-    """Where the standby keeps checkpoints."""
+    """Where the standby keeps checkpoints; a VM that waits for its take-over keeps the newest."""
 
     MEMORY = "memory"
     DIRECTORY = "directory"
+    QEMU = "qemu"
 
 
 @attrs.frozen(kw_only=True)
@@ -204,15 +224,18 @@ class PairConfig:
             Seconds(0.01, DAY), "How long a commit on a primary waits for the acknowledgement before it gives up."
         ),
     )
-    source: str = attrs.field(
-        default="feed",
-        metadata=key(Choice({"feed": "feed"}), "Where a primary's state comes from: the HTTP API.", only="primary"),
+    source: Source = attrs.field(
+        default=Source.FEED,
+        metadata=key(
+            Choice.of(Source), "Where a primary's state comes from: the HTTP API, or a QEMU VM.", only="primary"
+        ),
     )
     sink: Sink = attrs.field(
         default=Sink.DIRECTORY,
         metadata=key(
             Choice.of(Sink),
-            "Where a secondary keeps checkpoints: in memory, or in a directory of its own below state-dir.",
+            "Where a secondary keeps checkpoints: in memory, in a directory of its own below state-dir, "
+            "or in the RAM of a standby QEMU VM, which keeps the newest.",
             only="secondary",
         ),
     )
@@ -236,6 +259,139 @@ class PairConfig:
             example="ft_trans_freeze_output,ft_trans_put_ready",
         ),
     )
+    qemu_qmp: str = attrs.field(
+        default="",
+        metadata=key(
+            SOCKET_PATH,
+            "The unix socket of the VM's QMP, where QEMU listens (`-qmp unix:PATH,server=on,wait=off`); "
+            "it has to be ftd's own. Has to be there.",
+            example="/run/ftd/vm.qmp",
+            otherwise="none",
+            vm=True,
+        ),
+    )
+    qemu_interval: float = attrs.field(
+        default=0.05,
+        metadata=key(
+            Seconds(0.001, HOUR, zero="checkpoints at begin and commit only"),
+            "How often a checkpoint is taken; with 0 the cluster manager says when, by begin and commit.",
+            only="primary",
+            vm=True,
+        ),
+    )
+    qemu_protect: bool = attrs.field(
+        default=True,
+        metadata=key(
+            Switch(),
+            "Whether the VM is protected from the start; `ftdctl protect` changes it.",
+            only="primary",
+            vm=True,
+        ),
+    )
+    qemu_dirty: Dirty = attrs.field(
+        default=Dirty.AUTO,
+        metadata=key(
+            Choice.of(Dirty),
+            "How the pages that the guest has written are found; auto takes the first that works, in this order.",
+            only="primary",
+            vm=True,
+        ),
+    )
+    qemu_encoding: Encoding = attrs.field(
+        default=Encoding.AUTO,
+        metadata=key(
+            Choice.of(Encoding),
+            "How pages are sent: as they are, compressed, or whichever is faster on the link as it is.",
+            only="primary",
+            vm=True,
+        ),
+    )
+    on_secondary_loss: SecondaryLoss = attrs.field(
+        default=SecondaryLoss.CONTINUE,
+        metadata=key(
+            Choice.of(SecondaryLoss),
+            "What becomes of the guest when the standby is lost for dead-time: "
+            "it goes on unprotected, or it stands still until it is told otherwise.",
+            only="primary",
+            vm=True,
+        ),
+    )
+    qemu_nets: tuple[NetConfig, ...] = attrs.field(
+        default=(),
+        metadata=key(
+            NetText(),
+            "A NIC whose frames ftd holds until the standby knows what they tell, one key for each; ID names it. "
+            "With unix ftd listens at SOCKET (`-netdev stream,server=off`), with connect QEMU does (`server=on`).",
+            example=NET_EXAMPLE,
+            otherwise="none",
+            name=f"{NET_PREFIX}ID",
+            vm=True,
+            family=NET_PREFIX,
+        ),
+    )
+    qemu_command: str = attrs.field(
+        default="",
+        metadata=key(
+            CommandText(),
+            "The command line that starts the standby's QEMU, with `-incoming defer`; "
+            "ftd runs it where no QEMU is there. Words as in a shell, but no shell runs it.",
+            only="secondary",
+            example="/etc/ftd/standby-vm.sh",
+            otherwise="none",
+            vm=True,
+            in_file=True,
+        ),
+    )
+    qemu_staging_dir: str = attrs.field(
+        default="/dev/shm",
+        metadata=key(
+            DIRECTORY_PATH,
+            "Where a checkpoint is kept while it arrives and until it is in the VM's RAM: a directory on a tmpfs.",
+            only="secondary",
+            vm=True,
+        ),
+    )
+    qemu_staging_limit: int = attrs.field(
+        default=64 * MIB,
+        metadata=key(
+            Size(MIB, TIB),
+            "Bytes of pages that are copied while the guest is stopped at most.",
+            only="primary",
+            vm=True,
+        ),
+    )
+    qemu_held_limit: int = attrs.field(
+        default=64 * MIB,
+        metadata=key(
+            Size(128 * KIB, 64 * GIB),
+            "Bytes of a NIC's frames that wait at most; beyond them the guest's sending waits, nothing is dropped.",
+            vm=True,
+        ),
+    )
+    qemu_device_limit: int = attrs.field(
+        default=256 * MIB, metadata=key(Size(MIB, 16 * GIB), "The largest device state of the VM.", vm=True)
+    )
+    qemu_time: float = attrs.field(
+        default=5.0,
+        metadata=key(
+            Seconds(0.1, HOUR), "A QEMU that does not answer a QMP command for this long has failed.", vm=True
+        ),
+    )
+    qemu_rounds: int = attrs.field(
+        default=8,
+        metadata=key(
+            Count(1, 1000),
+            "How many times a full checkpoint goes over what the running guest writes meanwhile "
+            "before the guest is stopped for the rest.",
+            only="primary",
+            vm=True,
+        ),
+    )
+
+    @property
+    def has_vm(self) -> bool:
+        """Whether this half has a VM: the one that is protected, or the one that stands by."""
+        return self.source is Source.QEMU if self.role is Role.PRIMARY else self.sink is Sink.QEMU
 
 
 @attrs.frozen(kw_only=True)

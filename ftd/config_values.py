@@ -156,10 +156,15 @@ class Size:
 
 @attrs.frozen
 class Seconds:
-    """A time: a number of seconds, in text with ms, s, min or h where wanted."""
+    """
+    A time: a number of seconds, in text with ms, s, min or h where wanted.
+
+    :ivar zero: what 0 means, where 0 is allowed below ``low``.
+    """
 
     low: float
     high: float
+    zero: str = ""
 
     def parse(self, raw: object) -> float:
         seconds: float | None = None
@@ -170,7 +175,9 @@ class Seconds:
             seconds = raw
         if seconds is None:
             raise BadValue(f"{shown(raw)} is not a time: a number of seconds, or one with ms, s, min or h")
-        if not self.low <= seconds <= self.high:  # NaN, which JSON bodies can smuggle in, is refused here too
+        if not (
+            self.low <= seconds <= self.high or (self.zero and seconds == 0)
+        ):  # NaN, which JSON bodies can smuggle in, is refused here too
             raise BadValue(f"{shown(raw)} is out of bounds: it has to be {self.allowed()}")
         return float(seconds)
 
@@ -181,11 +188,13 @@ class Seconds:
         return value
 
     def allowed(self) -> str:
-        return f"{show_seconds(self.low)} to {show_seconds(self.high)}"
+        or_zero = f", or 0 for {self.zero}" if self.zero else ""
+        return f"{show_seconds(self.low)} to {show_seconds(self.high)}{or_zero}"
 
     def schema(self) -> dict[str, Any]:
-        pattern = f"^{_TIME.pattern}$"
-        return {"type": ["number", "string"], "pattern": pattern, "minimum": self.low, "maximum": self.high}
+        numbers: dict[str, Any] = {"minimum": self.low, "maximum": self.high}
+        bounds = {"anyOf": [{"const": 0}, numbers]} if self.zero else numbers
+        return {"type": ["number", "string"], "pattern": f"^{_TIME.pattern}$", **bounds}
 
 
 @attrs.frozen
@@ -360,6 +369,9 @@ class Declared:
     :ivar example: a right value, for error messages; where there is a plain default, that is the example.
     :ivar otherwise: the default in words, where it is not a plain value.
     :ivar name: the key, where it is not the field's name with dashes.
+    :ivar vm: only pairs that have a VM may have the key.
+    :ivar in_file: only a pair that stands in the file may have the key.
+    :ivar family: the key stands for any number of keys that begin so; the field holds a tuple of what they have.
     """
 
     kind: Kind
@@ -368,16 +380,28 @@ class Declared:
     example: str = ""
     otherwise: str = ""
     name: str = ""
+    vm: bool = False
+    in_file: bool = False
+    family: str = ""
 
 
 _DECLARED = "ftd.config"
 
 
 def key(
-    kind: Kind, sentence: str, *, only: str = "", example: str = "", otherwise: str = "", name: str = ""
+    kind: Kind,
+    sentence: str,
+    *,
+    only: str = "",
+    example: str = "",
+    otherwise: str = "",
+    name: str = "",
+    vm: bool = False,
+    in_file: bool = False,
+    family: str = "",
 ) -> Mapping[str, Declared]:
     """The ``metadata=`` of an attrs field that holds a key of the configuration; parameters as in `Declared`."""
-    return {_DECLARED: Declared(kind, sentence, only, example, otherwise, name)}
+    return {_DECLARED: Declared(kind, sentence, only, example, otherwise, name, vm, in_file, family)}
 
 
 @attrs.frozen
@@ -398,6 +422,9 @@ class Key:
     default: Any
     otherwise: str
     example: str
+    vm: bool
+    in_file: bool
+    family: str
 
     @property
     def required(self) -> bool:
@@ -408,6 +435,15 @@ class Key:
     def has_plain_default(self) -> bool:
         """Whether the default is a value in itself, rather than missing or worked out from other things."""
         return not self.required and not self.otherwise
+
+    @property
+    def description(self) -> str:
+        """The sentence, and who may have the key."""
+        where = {"": "source = qemu or sink = qemu", "primary": "source = qemu", "secondary": "sink = qemu"}
+        whose = f" For a {self.only or 'pair'}" if self.only or self.vm else ""
+        with_vm = f" with {where[self.only]}" if self.vm else ""
+        in_file = " In the file only, not through the API." if self.in_file else ""
+        return self.sentence + (f"{whose}{with_vm} only." if whose else "") + in_file
 
 
 def keys_of(owner: type[attrs.AttrsInstance]) -> Mapping[str, Key]:
@@ -428,5 +464,8 @@ def keys_of(owner: type[attrs.AttrsInstance]) -> Mapping[str, Key]:
             default=field.default,
             otherwise=declared.otherwise,
             example=declared.example or (declared.kind.show(field.default) if plain else ""),
+            vm=declared.vm,
+            in_file=declared.in_file,
+            family=declared.family,
         )
     return MappingProxyType(keys)

@@ -26,6 +26,7 @@ from ftd.config import (
     Peer,
     Role,
     Sink,
+    Source,
     load,
     problems,
 )
@@ -43,7 +44,12 @@ PRIMARY = "[pair a]\nrole = primary\nlink = tcp:127.0.0.1:8441\n"
 SECONDARY = "[pair b]\nrole = secondary\nlink = tcp:8441:interface=127.0.0.1\n"
 
 #: A file, and the beginning of everything that is wrong with it, in order.
-BAD_FILES: list[tuple[str, list[str]]] = [
+BadFiles = list[tuple[str, list[str]]]
+
+#: The beginning of a file, what is wrong with it together with each of some lines, and the beginning of what is said.
+BadLines = list[tuple[str, str, list[tuple[str, str]]]]
+
+BAD_FILES: BadFiles = [
     # The syntax
     ("rubbish\n" + PRIMARY, ["line 1: 'rubbish' stands before any [section]"]),
     (PRIMARY + "rubbish\n", ["line 4: 'rubbish' is neither a [section] nor key = value"]),
@@ -91,8 +97,7 @@ BAD_FILES: list[tuple[str, list[str]]] = [
     ),
 ]
 
-#: The beginning of a file, what is wrong with it together with each of some lines, and the beginning of what is said.
-BAD_LINES: list[tuple[str, str, list[tuple[str, str]]]] = [
+BAD_LINES: BadLines = [
     (
         "[ftd]\n",
         "[ftd]",
@@ -144,7 +149,11 @@ BAD_LINES: list[tuple[str, str, list[tuple[str, str]]]] = [
             ),
             ("heartbeat = 1 day", "heartbeat: '1 day' is not a time"),
             ("window = 2", "window: '2' is out of bounds: this version keeps one transaction in flight, so the window"),
-            ("source = qemu", "source: 'qemu' is not possible here: it has to be feed"),
+            ("source = kvm", "source: 'kvm' is not possible here: it has to be feed or qemu"),
+            ("qemu-qmp = /a", "qemu-qmp: is for a VM: the pair would have to have source = qemu, and it has feed"),
+            ("on-secondary-loss = hold", "on-secondary-loss: is for a VM: the pair would have to have source = qemu"),
+            ("qemu-net-n0 = unix:/a uplink t", "qemu-net-n0: is for a VM: the pair would have to have source = qemu"),
+            ("qemu-command = a", "qemu-command: is for a secondary, and this pair is a primary"),
             ("trace = flush", "trace: 'flush' is not a trace event: it has to be all, or none, or some of ft_trans_"),
             ("name = a/b", "name: 'a/b' will not do"),
             ("sink = memory", "sink: is for a secondary, and this pair is a primary"),
@@ -167,7 +176,12 @@ BAD_LINES: list[tuple[str, str, list[tuple[str, str]]]] = [
         [
             ("source = feed", "source: is for a primary, and this pair is a secondary"),
             ("keep = 0", "keep: '0' is out of bounds"),
-            ("sink = disk", "sink: 'disk' is not possible here: it has to be memory or directory"),
+            ("sink = disk", "sink: 'disk' is not possible here: it has to be memory or directory or qemu"),
+            (
+                "qemu-command = a",
+                "qemu-command: is for a VM: the pair would have to have sink = qemu, and it has direc",
+            ),
+            ("qemu-interval = 1s", "qemu-interval: is for a primary, and this pair is a secondary"),
             ("ack = never", "ack: 'never' is not possible here: it has to be received or applied"),
             ("dead-time = 500ms", "dead-time: heartbeat (1s) has to be less than dead-time (500ms)"),
         ],
@@ -189,6 +203,21 @@ class FileCase(SynchronousTestCase):
     def loaded(self, content: str) -> Config:
         """What a file with this content is read as."""
         return load(str(self.write(content)))
+
+    def assert_problems(self, bad_files: BadFiles, bad_lines: BadLines) -> None:
+        """Of every file, and of every line in its file, all of this is said and no more; `load` raises the first."""
+        files = [
+            (f"{start}{line}\n", [f"{section} {said}"]) for start, section, lines in bad_lines for line, said in lines
+        ]
+        for content, said in bad_files + files:
+            path = str(self.write(content))
+            found = problems(path)
+            lines = [str(problem) for problem in found]
+            self.assertEqual([line[: len(start)] for line, start in zip(lines, said, strict=False)], said, lines)
+            self.assertEqual(len(lines), len(said), lines)
+            for line in lines:
+                self.assertTrue(line.isprintable(), line)
+            self.assertEqual(str(self.assertRaises(ConfigError, load, path)), lines[0])
 
 
 class LoadTests(FileCase):
@@ -241,7 +270,7 @@ class LoadTests(FileCase):
             reconnect_max=4.0,
             handshake_time=6.0,
             ack_time=7.0,
-            source="feed",
+            source=Source.FEED,
             trace=frozenset(TRACE_EVENTS),
         )
         secondary = PairConfig(
@@ -280,6 +309,20 @@ class LoadTests(FileCase):
                 "keep": 8,
                 "memory_limit": GIB,
                 "trace": frozenset(),
+                "qemu_qmp": "",
+                "qemu_interval": 0.05,
+                "qemu_protect": True,
+                "qemu_dirty": "auto",
+                "qemu_encoding": "auto",
+                "on_secondary_loss": "continue",
+                "qemu_nets": (),
+                "qemu_command": "",
+                "qemu_staging_dir": "/dev/shm",
+                "qemu_staging_limit": 64 * MIB,
+                "qemu_held_limit": 64 * MIB,
+                "qemu_device_limit": 256 * MIB,
+                "qemu_time": 5.0,
+                "qemu_rounds": 8,
             },
         )
 
@@ -298,6 +341,7 @@ class LoadTests(FileCase):
         path.write_text(
             "[ftd]\nstate-dir = ../state\n[api]\nendpoint = unix:api.sock:mode=660\n"
             "[pair a]\nrole = primary\nlink = unix:link.sock\n[pair b]\nrole = secondary\nlink = unix:./link.sock\n"
+            "sink = qemu\nqemu-qmp = vm.qmp\nqemu-staging-dir = ../shm\nqemu-net-0 = unix:n0 uplink unix:run/n0\n"
         )
         config = load(os.path.relpath(path))
         here = path.parent
@@ -305,6 +349,9 @@ class LoadTests(FileCase):
         self.assertEqual(config.state_dir, here.parent / "state")
         self.assertEqual(config.api.endpoints, (f"unix:{here}/api.sock:mode=660",))
         self.assertEqual([pair.link for pair in config.pairs.values()], [f"unix:{here}/link.sock"] * 2)
+        standby = config.pairs["b"]
+        self.assertEqual((standby.qemu_qmp, standby.qemu_staging_dir), (f"{here}/vm.qmp", f"{here.parent}/shm"))
+        self.assertEqual([(net.socket, net.uplink) for net in standby.qemu_nets], [(f"{here}/n0", f"{here}/run/n0")])
 
     def test_endpoints_in_order_of_their_numbers(self) -> None:
         """``endpoint`` comes first, then the numbered ones; the default goes when there is any."""
@@ -335,18 +382,7 @@ class ProblemTests(FileCase):
 
     def test_bad_files(self) -> None:
         """Everything that is wrong with a file is found, and said in a line each; `load` raises the first."""
-        bad_lines = [
-            (f"{start}{line}\n", [f"{section} {said}"]) for start, section, lines in BAD_LINES for line, said in lines
-        ]
-        for content, said in BAD_FILES + bad_lines:
-            path = str(self.write(content))
-            found = problems(path)
-            lines = [str(problem) for problem in found]
-            self.assertEqual([line[: len(start)] for line, start in zip(lines, said, strict=False)], said, lines)
-            self.assertEqual(len(lines), len(said), lines)
-            for line in lines:
-                self.assertTrue(line.isprintable(), line)
-            self.assertEqual(str(self.assertRaises(ConfigError, load, path)), lines[0])
+        self.assert_problems(BAD_FILES, BAD_LINES)
 
     def test_no_problems(self) -> None:
         """A file that is right has none."""
@@ -418,8 +454,10 @@ class ShippedFileTests(FileCase):
 
     def test_every_key_is_there(self) -> None:
         """A reader of the file gets to know every key."""
-        shown_keys = set(re.findall(r"(?m)^;?([a-z-]+) = ", self.path.read_text(encoding="utf-8")))
-        self.assertEqual(shown_keys, {*FTD_KEYS, *API_KEYS, *PAIR_KEYS})
+        text = self.path.read_text(encoding="utf-8")
+        shown_keys = set(re.findall(r"(?m)^(?:# )?;?([a-z-]+) = ", text))
+        self.assertEqual(shown_keys, {*FTD_KEYS, *API_KEYS, *PAIR_KEYS} - {"qemu-net-ID"})
+        self.assertIn("\n# qemu-net-n0 = ", text)
 
 
 class ReferenceTests(SynchronousTestCase):
@@ -432,7 +470,6 @@ class ReferenceTests(SynchronousTestCase):
         rows = []
         for key in (*FTD_KEYS.values(), *API_KEYS.values(), *PAIR_KEYS.values()):
             default = f"`{key.kind.show(key.default)}`" if key.has_plain_default else key.otherwise or "none"
-            only = f" For a {key.only} only." if key.only else ""
-            rows.append(f"| `{key.name}` | {key.kind.allowed()} | {default} | {key.sentence}{only} |")
+            rows.append(f"| `{key.name}` | {key.kind.allowed()} | {default} | {key.description} |")
         text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
         self.assertEqual(re.findall(r"(?m)^\| `.*$", text), rows)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os.path
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from hypothesis import assume, given
@@ -22,12 +24,14 @@ from ftd.config import (
     pair_to_ini,
 )
 from ftd.config_values import KIB, Count, Key, Seconds, Size
+from ftd.config_vm import NET_ID_PATTERN, PathText
 from ftd.errors import ConfigError
 from ftd.test.wire.profile import examples
 from ftd.trace import TRACE_EVENTS
 
 PRIMARY = "[pair a]\nrole = primary\nlink = tcp:127.0.0.1:8441\n"
 SECONDARY = "[pair b]\nrole = secondary\nlink = tcp:8441:interface=127.0.0.1\n"
+VM: Mapping[str, object] = {"role": "primary", "link": "tcp:h:1", "source": "qemu", "qemu-qmp": "/vm.qmp"}
 MINIMAL: Mapping[str, object] = {"role": "secondary", "link": "tcp:8441:interface=127.0.0.1"}
 
 
@@ -56,12 +60,38 @@ class MappingTests(SynchronousTestCase):
             ({**MINIMAL, "link": "unix:relative"}, "link"),
             ({**MINIMAL, "dead-time": 0.5}, "dead-time"),
             ({**MINIMAL, "source": "feed"}, "source"),
+            ({**MINIMAL, "qemu-qmp": "/vm.qmp"}, "qemu-qmp"),
+            ({**MINIMAL, "sink": "qemu"}, "qemu-qmp"),
+            ({**MINIMAL, "sink": "qemu", "qemu-qmp": "/vm.qmp", "qemu-command": "/qemu"}, "qemu-command"),
+            ({**MINIMAL, "sink": "qemu", "qemu-qmp": "/vm.qmp", "qemu-staging-dir": "shm"}, "qemu-staging-dir"),
+            ({**VM, "qemu-qmp": "vm.qmp"}, "qemu-qmp"),
+            ({**VM, "qemu-interval": 0.0005}, "qemu-interval"),
+            ({**VM, "qemu-net-n0": 1}, "qemu-net-n0"),
+            ({**VM, "qemu-net-n0": "unix:n0 uplink tap:t"}, "qemu-net-n0"),
+            ({**VM, "qemu-net-n0": "unix:/n0 uplink run/up"}, "qemu-net-n0"),
+            ({**VM, "qemu-net": "unix:/n0 uplink t"}, "qemu-net"),
             ({"role": "secondary"}, "link"),
             ({"link": "tcp:1"}, "role"),
             ({}, "role"),
         ):
             error = self.assertRaises(ConfigError, pair_from_mapping, "a", values)
             self.assertEqual((error.section, error.key), ("pair a", key))
+
+    def test_vm(self) -> None:
+        """A pair with a VM can be created; its times are seconds, as all are."""
+        body = {"qemu-interval": 0.1, "qemu-protect": False, "qemu-rounds": 3, "qemu-net-n0": "unix:/a uplink b"}
+        pair = pair_from_mapping("a", {**VM, **body})
+        self.assertEqual((pair.qemu_interval, pair.qemu_protect, pair.qemu_rounds), (0.1, False, 3))
+        self.assertEqual([(net.id, net.socket, net.uplink) for net in pair.qemu_nets], [("n0", "/a", "b")])
+        self.assertEqual(pair_from_mapping("a", {**VM, "qemu-interval": 0}).qemu_interval, 0.0)
+
+    def test_command_only_in_a_file(self) -> None:
+        """Whoever can reach the API cannot have the daemon run a program; who writes its file can."""
+        standby = {**MINIMAL, "sink": "qemu", "qemu-qmp": "/vm.qmp", "qemu-command": "/qemu -x"}
+        error = self.assertRaises(ConfigError, pair_from_mapping, "a", standby)
+        self.assertEqual(error.detail, "can stand in the configuration file only: it names a program to run")
+        self.assertEqual(pair_from_mapping("a", standby, Path("/etc")).qemu_command, "/qemu -x")
+        self.assertNotIn("qemu-command", pair_schema()["properties"])
 
     def test_bad_name(self) -> None:
         """A pair cannot have a name that URLs or file names would have to escape."""
@@ -94,6 +124,26 @@ class CheckListeningTests(SynchronousTestCase):
         said = "[pair b] link: socket /a/b.sock is taken: [pair a] link listens there already (two pairs on one socket)"
         self.assertEqual(str(error), said)
 
+    def test_two_pairs_on_one_vm(self) -> None:
+        """A QMP socket, the socket of a NIC and a tap device are for one pair each; also as what the API listens on."""
+        vm = pair_from_mapping("a", {**VM, "qemu-net-n0": "unix:/n0 uplink tap:t"})
+        for other, said in (
+            ({"qemu-qmp": "/vm.qmp"}, "[pair b] qemu-qmp: socket /vm.qmp is taken: [pair a] qemu-qmp uses it already"),
+            ({"qemu-qmp": "/n0"}, "[pair b] qemu-qmp: socket /n0 is taken: [pair a] qemu-net-n0 listens there already"),
+            (
+                {"qemu-net-x": "unix:/n0 uplink u"},
+                "[pair b] qemu-net-x: socket /n0 is taken: [pair a] qemu-net-n0 list",
+            ),
+            (
+                {"qemu-net-x": "unix:/x uplink t"},
+                "[pair b] qemu-net-x: tap device t is taken: [pair a] qemu-net-n0 use",
+            ),
+            ({"qemu-net-x": "unix:/api uplink u"}, "[pair b] qemu-net-x: socket /api is taken: [api] endpoint listens"),
+        ):
+            pair = pair_from_mapping("b", {**VM, "qemu-qmp": "/other.qmp", **other})
+            error = self.assertRaises(ConfigError, check_listening, [vm, pair], ["unix:/api"])
+            self.assertEqual(str(error)[: len(said)], said)
+
     def test_pair_on_a_port_of_the_api(self) -> None:
         """The endpoints of the API count, each under its key."""
         endpoints = ["unix:/api.sock", "tcp:8441:interface=127.0.0.1"]
@@ -114,7 +164,21 @@ def values_of(key: Key) -> st.SearchStrategy[Any]:
         return st.text("aZ0_.-", max_size=63).map(lambda rest: f"n{rest}")
     if key.name == "trace":
         return st.lists(st.sampled_from(sorted(TRACE_EVENTS)))
+    if isinstance(kind, PathText):
+        return st.text("aZ0 .-_/:=#é", max_size=20).map(lambda rest: f"/{rest}x")
     return st.sampled_from(kind.schema()["enum"])
+
+
+@st.composite
+def nets(draw: st.DrawFn) -> dict[str, object]:
+    """The keys of some NICs of a VM."""
+    ids = draw(st.lists(st.from_regex(NET_ID_PATTERN, fullmatch=True), max_size=3, unique=True))
+    keys: dict[str, object] = {}
+    for number, id in enumerate(ids):
+        way = draw(st.sampled_from(["unix", "connect"]))
+        uplink = draw(st.sampled_from([f"tap{number}", f"tap:tap{number}", f"unix:/up {number}", "/switch"]))
+        keys[f"qemu-net-{id}"] = f"{way}:/net {number} uplink {uplink}"
+    return keys
 
 
 @st.composite
@@ -125,9 +189,17 @@ def pairs(draw: st.DrawFn) -> PairConfig:
     assume(not os.path.normpath(f"/a{path}".replace(" ;", "")).endswith(" "))
     link = "unix:/a" + path.replace(" ;", "").replace("\\", "\\\\").replace(":", "\\:")
     values: dict[str, Any] = {"role": role.value, "link": link}
+    origin = "source" if role is Role.PRIMARY else "sink"
+    has_vm = draw(st.booleans())
     for key in PAIR_KEYS.values():
-        if not key.required and key.only in ("", role) and draw(st.booleans()):
+        if key.required or key.only not in ("", role) or key.in_file or key.family or (key.vm and not has_vm):
+            continue
+        if draw(st.booleans()):
             values[key.name] = draw(values_of(key))
+    if has_vm:
+        values |= {origin: "qemu", "peer": "ftd", "qemu-qmp": "/run/vm.qmp", **draw(nets())}
+    elif values.get(origin) == "qemu":
+        del values[origin]
     if "dead-time" in values or "heartbeat" in values:
         values["heartbeat"], values["dead-time"] = draw(st.floats(0.01, 2.0)), draw(st.floats(2.5, 100.0))
     if role is Role.PRIMARY:
@@ -164,21 +236,31 @@ class SchemaTests(SynchronousTestCase):
     def test_keys(self) -> None:
         """It has every key of a pair, ``pair``, and no other."""
         schema = pair_schema()
-        self.assertEqual(set(schema["properties"]), {"pair", *PAIR_KEYS})
+        self.assertEqual(set(schema["properties"]), {"pair", *PAIR_KEYS} - {"qemu-net-ID", "qemu-command"})
+        ((pattern, net),) = schema["patternProperties"].items()
+        self.assertEqual(pattern, f"^qemu-net-{NET_ID_PATTERN}$")
+        self.assertTrue(re.search(net["pattern"], "unix:/a uplink tap:b"))
         self.assertEqual(schema["required"], ["role", "link"])
         self.assertIs(schema["additionalProperties"], False)
         self.assertEqual(schema["anyOf"], [{"required": ["pair"]}, {"required": ["name"]}])
 
     def test_defaults_are_read_as_the_defaults(self) -> None:
         """A body that spells out all the defaults makes the same pair as one that has none of them."""
-        for role, link in (("primary", "tcp:127.0.0.1:1"), ("secondary", "tcp:1")):
-            body = {
+        feed: Mapping[str, object] = {"role": "primary", "link": "tcp:h:1"}
+        standby_vm = {**MINIMAL, "sink": "qemu", "qemu-qmp": "/vm.qmp"}
+        for minimal, role, has_vm in (
+            (feed, "primary", False),
+            (MINIMAL, "secondary", False),
+            (VM, "primary", True),
+            (standby_vm, "secondary", True),
+        ):
+            defaults = {
                 name: value["default"]
                 for name, value in pair_schema()["properties"].items()
-                if "default" in value and PAIR_KEYS[name].only in ("", role)
+                if "default" in value and PAIR_KEYS[name].only in ("", role) and (has_vm or not PAIR_KEYS[name].vm)
             }
+            body = {name: value for name, value in defaults.items() if name not in minimal}
             self.assertGreater(len(body), 15)
-            minimal = {"role": role, "link": link}
             self.assertEqual(pair_from_mapping("a", {**minimal, **body}), pair_from_mapping("a", minimal))
 
     def test_content(self) -> None:
@@ -190,5 +272,6 @@ class SchemaTests(SynchronousTestCase):
         self.assertEqual((properties["keep"]["minimum"], properties["keep"]["default"]), (1, 8))
         self.assertEqual(properties["trace"]["default"], [])
         self.assertTrue(properties["sink"]["description"].endswith(" For a secondary only."))
-        for name, key in PAIR_KEYS.items():
-            self.assertIn(key.sentence, properties[name]["description"])
+        self.assertTrue(properties["qemu-dirty"]["description"].endswith(" For a primary with source = qemu only."))
+        for name in properties.keys() - {"pair"}:
+            self.assertIn(PAIR_KEYS[name].sentence, properties[name]["description"])

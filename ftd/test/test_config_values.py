@@ -35,6 +35,7 @@ from ftd.trace import TRACE_EVENTS
 SIZE = Size(KIB, TIB)
 SIZE_OR_NONE = Size(KIB, TIB, zero="no limit")
 SECONDS = Seconds(0.001, 86400.0)
+SECONDS_OR_NONE = Seconds(0.001, 86400.0, zero="never")
 COUNT = Count(1, 100)
 ONE = Count(1, 1, "there is only one")
 TEXT = Text("some text")
@@ -53,6 +54,9 @@ GOOD: list[tuple[Kind, object, object]] = [
     (SIZE_OR_NONE, "0", 0),
     (SIZE_OR_NONE, 0, 0),
     (SECONDS, "1", 1.0),
+    (SECONDS_OR_NONE, "0", 0.0),
+    (SECONDS_OR_NONE, 0, 0.0),
+    (SECONDS_OR_NONE, "1ms", 0.001),
     (SECONDS, "0.5", 0.5),
     (SECONDS, "9ms", 0.009),
     (SECONDS, "1.5 s", 1.5),
@@ -112,6 +116,8 @@ BAD: list[tuple[Kind, object, str]] = [
     (SECONDS, False, "false is not a time"),
     (SECONDS, None, "null is not a time"),
     (SECONDS, "0", "'0' is out of bounds: it has to be 1ms to 24h"),
+    (SECONDS_OR_NONE, 0.0005, "it has to be 1ms to 24h, or 0 for never"),
+    (SECONDS_OR_NONE, math.nan, "out of bounds"),
     (SECONDS, "25h", "out of bounds"),
     (SECONDS, -1, "out of bounds"),
     (SECONDS, math.nan, "out of bounds"),
@@ -183,6 +189,7 @@ class ParseTests(SynchronousTestCase):
     def test_schema_bounds(self) -> None:
         """The bounds in a schema are those of the kind."""
         self.assertEqual((SIZE.schema()["minimum"], SIZE.schema()["maximum"]), (KIB, TIB))
+        self.assertEqual(SECONDS_OR_NONE.schema()["anyOf"][0], {"const": 0})
         self.assertEqual(SIZE_OR_NONE.schema()["anyOf"], [{"const": 0}, {"minimum": KIB, "maximum": TIB}])
         self.assertEqual((SECONDS.schema()["minimum"], SECONDS.schema()["maximum"]), (0.001, 86400.0))
         self.assertEqual((COUNT.schema()["minimum"], COUNT.schema()["maximum"]), (1, 100))
