@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from ftd.sinks.sink import SinkError
 from ftd.vm.encoding import Encoding, decompress
+from ftd.vm.ram import PAGE
 from ftd.vm.records import (
     DEVICE_SIZE,
     END_COUNTS,
     MAX_CHECKPOINT,
     MAX_RECORD_PAGES,
     MAX_RECORD_RUNS,
-    PAGE,
     PAGES_COUNT,
     RECORD_HEADER,
     RECORD_VERSION,
@@ -54,9 +54,6 @@ _ENCODINGS: Final[Mapping[int, tuple[Encoding, ...]]] = {
 class RecordTarget(Protocol):
     """Where a reader puts what it reads.  Each method may raise a `SinkError`, which ends the reading."""
 
-    def take_header(self, header: CheckpointHeader) -> None:
-        """The first record; the layout of RAM in it holds for all that follows."""
-
     def room_for_pages(self, numbers: NDArray[np.uint32]) -> memoryview:
         """
         Pages are coming: ascending ``numbers`` that exist, valid during the call.
@@ -76,22 +73,22 @@ class RecordTarget(Protocol):
 
 class RecordReader:
     """
-    :param target: gets what is read.
+    :param check: gets the first record, and raises a `SinkError` if the rest is of no use.
     :param max_device: the most bytes of device state.
     :ivar header: the checkpoint record, once it is read.
     :ivar tally: of the records that were read.
     :ivar is_complete: whether the end record was read.
     """
 
-    def __init__(self, target: RecordTarget, max_device: int) -> None:
-        self._target = target
+    def __init__(self, check: Callable[[CheckpointHeader], None], max_device: int) -> None:
+        self._check = check
         self._max_device = max_device
         self._small = memoryview(bytearray(max(MAX_CHECKPOINT, 4 * MAX_RECORD_PAGES, RUN_SIZE * MAX_RECORD_RUNS)))
         self._packed = bytearray()
-        self.restart()
 
-    def restart(self) -> None:
-        """Another payload follows; memory is kept."""
+    def restart(self, target: RecordTarget) -> None:
+        """A payload follows, into ``target``; memory is kept."""
+        self._target = target
         self.header: CheckpointHeader | None = None
         self.tally = Tally()
         self.is_complete = False
@@ -172,7 +169,7 @@ class RecordReader:
             raise _damaged("the checkpoint record is not JSON") from None
         self.header = CheckpointHeader.from_json(document)
         self.tally.add_checkpoint()
-        self._target.take_header(self.header)
+        self._check(self.header)
         self._next_record()
 
     def _begin_pages(self) -> None:
@@ -221,7 +218,8 @@ class RecordReader:
         if self._has_device:
             raise _misplaced("a second device record")
         self._has_device = True
-        self._check_length(DEVICE_SIZE.size, DEVICE_SIZE.size + self._max_device)
+        if self._length < DEVICE_SIZE.size:
+            raise _damaged(f"a device record of {self._length} bytes")
         self._expect(self._small[: DEVICE_SIZE.size], self._read_device_size)
 
     def _read_device_size(self) -> None:

@@ -24,13 +24,8 @@ from numpy.typing import NDArray
 
 from ftd.sinks.sink import SinkError
 from ftd.vm.encoding import Encoding, compress
+from ftd.vm.ram import PAGE, PAGE_WORDS
 from ftd.wire.errors import ErrorCode
-
-#: Bytes of a page, whatever the guest uses: what dirty tracking finds and what is sent.
-PAGE: Final = 4096
-
-#: 64-bit words of a page.
-PAGE_WORDS: Final = PAGE // 8
 
 #: ``kind`` u16, ``version`` u16, ``flags`` u32, ``length`` u64: of the body, in bytes.
 RECORD_HEADER: Final = struct.Struct("<HHIQ")
