@@ -75,19 +75,51 @@ def decompress(frame: memoryview, room: memoryview) -> bool:
     if decompressor is None:
         decompressor = _own.decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
     try:
-        if zstandard.frame_content_size(frame) != len(room):
+        if zstandard.frame_content_size(frame) != len(room) or _end_of_frame(frame, len(room)) != len(frame):
             return False
-        with decompressor.stream_reader(frame, read_across_frames=False) as reader:
+        with decompressor.stream_reader(frame) as reader:
             done = 0
             while done < len(room):
                 step = reader.readinto(room[done:])
                 if not step:
                     return False
                 done += step
-            # Nothing may be left over: the frame ends here, and the record with it.
-            return not reader.read(1) and reader.tell() == len(room)
+            return not reader.read(1)
     except zstandard.ZstdError:
         return False
+
+
+def _end_of_frame(frame: memoryview, size: int) -> int:
+    """
+    Where the frame ends that ``frame`` begins with, by its headers (RFC 8878, section 3.1.1); 0 if it does not.
+
+    The stream reader would not tell: it ignores what follows a frame, more or less of it in different versions.
+
+    :param size: what is in the frame, in bytes: it bounds the work.
+    :raises ZstdError: if it is none.
+    """
+    at = zstandard.frame_header_size(frame)
+    for _ in range(_SPARE_BLOCKS + size // _SMALL_BLOCK):
+        header = int.from_bytes(frame[at : at + _BLOCK_HEADER], "little")
+        is_one_byte = (header >> 1) & 3 == _RLE_BLOCK
+        at += _BLOCK_HEADER + (1 if is_one_byte else header >> 3)
+        if at > len(frame):
+            break
+        if header & 1:
+            return at + (_CHECKSUM if zstandard.get_frame_parameters(frame).has_checksum else 0)
+    return 0
+
+
+#: Bytes of the header of a block in a zstd frame, and of what may end the frame.
+_BLOCK_HEADER: Final = 3
+_CHECKSUM: Final = 4
+
+#: A frame may have so many blocks, and one more for each of so many bytes.  Compressors make blocks of up to 128 KiB.
+_SPARE_BLOCKS: Final = 16
+_SMALL_BLOCK: Final = 256
+
+#: The type of a block that has one byte, however long it is when it is decompressed.
+_RLE_BLOCK: Final = 1
 
 
 class EncodingChoice:
