@@ -2,13 +2,11 @@
 The HTTP API: routes, each a few lines between a request and a pair.
 
 What a request may carry is in :mod:`ftd.http.bodies`, what goes wrong in :mod:`ftd.http.problems`, and how bytes
-move in
-:mod:`ftd.http.uploads`, :mod:`ftd.http.downloads` and :mod:`ftd.http.sse`.  Pairs decide; nothing here does.
+move in :mod:`ftd.http.uploads`, :mod:`ftd.http.downloads` and :mod:`ftd.http.sse`.  Pairs decide; nothing here does.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -21,7 +19,7 @@ from twisted.python.failure import Failure
 from ftd.bus import EventBus
 from ftd.config import ApiConfig, pair_schema
 from ftd.errors import FtdError, NotInState, Unknown
-from ftd.http import openapi
+from ftd.http import openapi, queries
 from ftd.http.answers import (
     Accepted,
     Checkpoints,
@@ -30,6 +28,7 @@ from ftd.http.answers import (
     Nothing,
     NotReady,
     Pairs,
+    Protection,
     RateLimit,
     Ready,
     TraceSwitches,
@@ -37,37 +36,28 @@ from ftd.http.answers import (
     Transactions,
     Unready,
 )
-from ftd.http.bodies import RateLimitChange, TraceChange
+from ftd.http.bodies import Promotion, ProtectionChange, RateLimitChange, TraceChange
 from ftd.http.downloads import send_checkpoint
 from ftd.http.problems import BadArgument, problem_of
-from ftd.http.routes import BYTES, EVENTS, Answer, Query, RouteTable, json_answer, query_argument
+from ftd.http.readiness import why_not_ready
+from ftd.http.routes import BYTES, EVENTS, Answer, RouteTable, json_answer
 from ftd.http.site import Site
 from ftd.http.sse import EventStreams, last_event_id, selection, set_headers
 from ftd.http.uploads import ApiRequest, shielded
 from ftd.interfaces import ICheckpointStore, IDaemon, IPair, IPrimaryPair, ISecondaryPair
-from ftd.status import Commit, LinkState, PairStatus
+from ftd.status import Commit, PairStatus, VmStatus
 
 _log = Logger()
 
-_TIMEOUT = Query(
-    "timeout",
-    "Seconds to wait for the acknowledgement, instead of the pair's ack-time.",
-    {"type": "number", "exclusiveMinimum": 0},
-)
-_WAIT = Query(
-    "wait", "Whether to answer when the acknowledgement is there (true) or at once.", {"enum": ["true", "false"]}
-)
-_EVENT_QUERY = (
-    Query("kinds", "The kinds of event to send, with commas between them.", {"type": "string"}),
-    Query("names", "The trace events to turn on and send, with commas between them, or all.", {"type": "string"}),
-    Query("last-event-id", "Go on after this event, as the header Last-Event-ID says it.", {"type": "string"}),
-)
 _EVENT_STREAM: Mapping[int, Answer] = {200: Answer("Events, until the client goes.", {"type": "string"}, EVENTS)}
 _DOWNLOAD: Mapping[int, Answer] = {
     200: Answer("The state.", {"type": "string"}, BYTES),
     206: Answer("The range of it that was asked for.", {"type": "string"}, BYTES),
     304: Answer("The client has it already.", None),
 }
+
+#: What can go wrong with a VM, beside its state.
+_OF_VMS = (409, 502, 503, 504)
 
 
 class Api:
@@ -189,13 +179,13 @@ class Api:
         "/v1/pairs/{pair}/commit",
         "Commit the open transaction; answers on the acknowledgement.",
         {200: Answer("It is committed.", Commit), 202: Answer("COMMIT is on its way.", TransactionId)},
-        query=(_WAIT, _TIMEOUT),
+        query=(queries.WAIT, queries.TIMEOUT),
         errors=(409, 503, 504),
     )
     async def commit(self, request: ApiRequest, pair: str) -> bytes:
         """Send COMMIT."""
         primary = self._primary(pair, "commit")
-        wait, timeout = _wait(request), _timeout(request)
+        wait, timeout = queries.wait(request), queries.timeout(request)
         open_transaction = primary.status().transaction
         committed = primary.commit(timeout)
         if wait or open_transaction is None:
@@ -279,7 +269,9 @@ class Api:
         changed.set_trace_events(body.events)
         return json_answer(request, TraceSwitches(events=changed.trace_events()))
 
-    @_table.add("GET", "/v1/events", "What happens, as it happens.", _EVENT_STREAM, query=_EVENT_QUERY, errors=(503,))
+    @_table.add(
+        "GET", "/v1/events", "What happens, as it happens.", _EVENT_STREAM, query=queries.OF_EVENTS, errors=(503,)
+    )
     def events(self, request: ApiRequest) -> Deferred[bytes] | bytes:
         """Of all pairs."""
         return self._events(request, None)
@@ -289,7 +281,7 @@ class Api:
         "/v1/pairs/{pair}/events",
         "What happens to a pair; ends when the pair is removed.",
         _EVENT_STREAM,
-        query=_EVENT_QUERY,
+        query=queries.OF_EVENTS,
         errors=(503,),
     )
     def pair_events(self, request: ApiRequest, pair: str) -> Deferred[bytes] | bytes:
@@ -355,6 +347,66 @@ class Api:
         await shielded(self._pair(pair).reset())
         return json_answer(request, Nothing())
 
+    @_table.add(
+        "GET",
+        "/v1/pairs/{pair}/protection",
+        "Whether a primary's VM is to be protected, and how often a checkpoint is taken.",
+        {200: Answer("Both.", Protection)},
+        errors=(409,),
+    )
+    def protection(self, request: ApiRequest, pair: str) -> bytes:
+        """What is wanted; ``vm`` in the pair's state tells what is."""
+        primary = self._primary(pair, "protection")
+        return json_answer(request, Protection.of(self._vm(primary)))
+
+    @_table.add(
+        "PUT",
+        "/v1/pairs/{pair}/protection",
+        "Turn the protection of a primary's VM on or off, and say how often a checkpoint is taken.",
+        {200: Answer("Both, changed.", Protection)},
+        body=ProtectionChange,
+        errors=_OF_VMS,
+    )
+    async def put_protection(self, request: ApiRequest, pair: str, body: ProtectionChange) -> bytes:
+        """Either key or both."""
+        primary = self._primary(pair, "protection")
+        self._vm(primary)
+        if body.enabled is None and body.interval_ms is None:
+            raise BadArgument("body", "has to have enabled, interval_ms or both")
+        interval = None if body.interval_ms is None else body.interval_ms / 1000
+        await shielded(primary.set_protection(body.enabled, interval))
+        return json_answer(request, Protection.of(self._vm(primary)))
+
+    @_table.add(
+        "POST",
+        "/v1/pairs/{pair}/promote",
+        "The standby's VM takes over, from its newest checkpoint; answers when the guest runs.",
+        {200: Answer("The VM.", VmStatus)},
+        body=Promotion,
+        body_is_optional=True,
+        errors=_OF_VMS,
+    )
+    async def promote(self, request: ApiRequest, pair: str, body: Promotion) -> bytes:
+        """Refused while the primary is there, unless it is forced."""
+        promoted = self._pair(pair)
+        self._vm(promoted)
+        await shielded(promoted.promote(body.force))
+        return json_answer(request, self._vm(promoted))
+
+    @_table.add(
+        "POST",
+        "/v1/pairs/{pair}/demote",
+        "The primary commits what it has and stops its VM for good; a promoted standby stands by anew.",
+        {200: Answer("The VM.", VmStatus)},
+        errors=_OF_VMS,
+    )
+    async def demote(self, request: ApiRequest, pair: str) -> bytes:
+        """Answers when it is done."""
+        demoted = self._pair(pair)
+        self._vm(demoted)
+        await shielded(demoted.demote())
+        return json_answer(request, self._vm(demoted))
+
     @_table.add("GET", "/healthz", "Whether the daemon runs.", {200: Answer("It does.", Health)})
     def health(self, request: ApiRequest) -> bytes:
         """Says nothing of the pairs."""
@@ -371,7 +423,7 @@ class Api:
         not_ready = [
             NotReady(pair=name, why=why)
             for name, pair in self._daemon.pairs().items()
-            if (why := _why_not_ready(pair.status()))
+            if (why := why_not_ready(pair.status()))
         ]
         return json_answer(request, Unready(not_ready=not_ready), 503) if not_ready else json_answer(request, Ready())
 
@@ -386,6 +438,13 @@ class Api:
         if not IPrimaryPair.providedBy(pair):
             raise NotInState(f"{name} is a secondary: {what} is for primaries.", pair.status().state)
         return pair
+
+    @staticmethod
+    def _vm(pair: IPair) -> VmStatus:
+        status = pair.status()
+        if status.vm is None:
+            raise NotInState(f"{pair.name} has no VM: this is for pairs with source or sink = qemu.", status.state)
+        return status.vm
 
     async def _settled_store(self, name: str) -> ICheckpointStore:
         pair = self._pair(name)
@@ -409,26 +468,6 @@ def _path_of(pair: str) -> str:
     return f"/v1/pairs/{quote(pair, safe='')}"
 
 
-def _wait(request: ApiRequest) -> bool:
-    text = query_argument(request, "wait")
-    if text not in (None, "true", "false"):
-        raise BadArgument("wait", "must be true or false")
-    return text != "false"
-
-
-def _timeout(request: ApiRequest) -> float | None:
-    text = query_argument(request, "timeout")
-    if text is None:
-        return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise BadArgument("timeout", "must be a number of seconds above 0")
-    return seconds
-
-
 def _go_on_alone(committed: Deferred[Commit]) -> None:
     """
     Wait no longer for a commit; how it ends is in the events and the history.
@@ -445,12 +484,3 @@ def _go_on_alone(committed: Deferred[Commit]) -> None:
     committed.addErrback(note)
     if failed:
         failed[0].raiseException()
-
-
-def _why_not_ready(status: PairStatus) -> str:
-    """Empty if it is ready."""
-    if status.has_error:
-        return f"{status.has_error_name}: {status.has_error_detail}"
-    if status.link_state is not LinkState.UP:
-        return f"the link is {status.link_state.value}: {status.link_detail}"
-    return ""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import attrs
 
-from ftd.status import Checkpoint, PairStatus, TransactionStatus
+from ftd.status import Checkpoint, PairStatus, TransactionStatus, VmStatus
 
 
 @attrs.frozen(kw_only=True)
@@ -77,6 +77,23 @@ class RateLimit:
 
     enabled: bool
     bandwidth: int
+
+
+@attrs.frozen(kw_only=True)
+class Protection:
+    """
+    What is wanted for the VM of a primary.
+
+    :ivar interval_ms: from one checkpoint to the next; 0 where `begin` and `commit` say when.
+    """
+
+    enabled: bool
+    interval_ms: float
+
+    @classmethod
+    def of(cls, vm: VmStatus) -> Protection:
+        """As the status of a primary's VM has it."""
+        return cls(enabled=bool(vm.protection), interval_ms=vm.interval_ms or 0)
 
 
 @attrs.frozen(kw_only=True)

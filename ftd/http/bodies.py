@@ -17,7 +17,7 @@ from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError
 from werkzeug.http import parse_options_header
 
 from ftd.config import PAIR_KEYS
-from ftd.config_values import BadValue
+from ftd.config_values import BadValue, shown
 from ftd.http.problems import BadArgument, UnsupportedBody
 from ftd.trace import TRACE_EVENTS
 
@@ -28,6 +28,13 @@ _BANDWIDTH = PAIR_KEYS["bandwidth-limit"].kind
 BANDWIDTH_SCHEMA: Mapping[str, Any] = {
     **{name: bound for name, bound in _BANDWIDTH.schema().items() if name != "pattern"},
     "type": "integer",
+}
+
+#: As are those of an interval, which the API takes in milliseconds.
+_INTERVAL = PAIR_KEYS["qemu-interval"].kind
+INTERVAL_SCHEMA: Mapping[str, Any] = {
+    "type": "number",
+    "anyOf": [{"const": 0}, {"minimum": 1, "maximum": 3_600_000}],
 }
 
 _JSON_NAMES: Mapping[type, str] = {
@@ -49,6 +56,21 @@ class RateLimitChange:
 
     enabled: bool | None = attrs.field(default=None, metadata={"schema": {"type": "boolean"}, "required": False})
     bandwidth: int | None = attrs.field(default=None, metadata={"schema": BANDWIDTH_SCHEMA, "required": False})
+
+
+@attrs.frozen(kw_only=True)
+class ProtectionChange:
+    """What ``PUT …/protection`` changes; ``None`` leaves it."""
+
+    enabled: bool | None = attrs.field(default=None, metadata={"schema": {"type": "boolean"}, "required": False})
+    interval_ms: float | None = attrs.field(default=None, metadata={"schema": INTERVAL_SCHEMA, "required": False})
+
+
+@attrs.frozen(kw_only=True)
+class Promotion:
+    """How ``POST …/promote`` is meant: ``force``, although the other half is up."""
+
+    force: bool = attrs.field(default=False, metadata={"schema": {"type": "boolean"}, "required": False})
 
 
 @attrs.frozen(kw_only=True)
@@ -83,6 +105,16 @@ def _bandwidth(value: object, _: object) -> int:
     return value
 
 
+def _interval(value: object, _: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise _Wrong(f"must be a number of milliseconds, not {_JSON_NAMES[type(value)]}")
+    try:
+        _INTERVAL.parse(value / 1000)
+    except (BadValue, OverflowError):
+        raise _Wrong(f"{shown(value)} is out of bounds: it has to be 1 to 3600000, or 0") from None
+    return value
+
+
 def _switches(value: object, _: object) -> Mapping[str, bool]:
     if not isinstance(value, dict):
         raise _Wrong(f"must be an object, not {_JSON_NAMES[type(value)]}")
@@ -97,7 +129,9 @@ def _switches(value: object, _: object) -> Mapping[str, bool]:
 def _strict_converter() -> cattrs.Converter:
     """JSON values as they are: a string is not a boolean, ``null`` stands for nothing, unknown keys are errors."""
     converter = cattrs.Converter(forbid_extra_keys=True)
-    converter.register_structure_hook(bool | None, _boolean)
+    for kind in (bool, bool | None):
+        converter.register_structure_hook(kind, _boolean)
+    converter.register_structure_hook(float | None, _interval)
     converter.register_structure_hook(int | None, _bandwidth)
     converter.register_structure_hook_func(lambda kind: kind == Mapping[str, bool], _switches)
     return converter

@@ -147,7 +147,8 @@ def _operation(route: Route, schemas: dict[str, Schema]) -> dict[str, Any]:
     if route.takes_upload:
         operation["requestBody"] = {"required": True, "content": {"*/*": {}}}
     elif route.body is not None:
-        operation["requestBody"] = {"required": True, "content": {JSON: {"schema": _as_schema(route.body, schemas)}}}
+        content = {JSON: {"schema": _as_schema(route.body, schemas)}}
+        operation["requestBody"] = {"required": not route.body_is_optional, "content": content}
     responses = {str(status): _response(answer, schemas) for status, answer in route.answers.items()}
     for status in _errors(route):
         responses[str(status)] = {"$ref": f"#/components/responses/{_error_name(status)}"}

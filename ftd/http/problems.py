@@ -31,6 +31,7 @@ from ftd.errors import (
     TooLarge,
     Unknown,
 )
+from ftd.vm.errors import CannotProtect, QmpClosed, QmpError, QmpTimeout, TrackingUnavailable, VmError
 
 _log = Logger()
 
@@ -72,7 +73,8 @@ class TooManyReaders(FtdError):
         self.retry_after = retry_after
 
 
-#: The status and the title of every error that has a meaning for a client.
+#: The status and the title of every error that has a meaning for a client; one that is not here has those of the
+#: nearest class that it comes from and that is.
 STATUS_BY_ERROR: Mapping[type[FtdError], tuple[int, str]] = {
     BadArgument: (400, "The request is not well formed"),
     ConfigError: (400, "The configuration cannot be used"),
@@ -80,13 +82,22 @@ STATUS_BY_ERROR: Mapping[type[FtdError], tuple[int, str]] = {
     NotInState: (409, "Not possible in this state"),
     PairFailed: (409, "The pair has an error"),
     AlreadyExists: (409, "Already there"),
+    VmError: (409, "The VM does not let it be done"),
+    CannotProtect: (409, "The VM cannot be protected"),
+    TrackingUnavailable: (409, "Written pages cannot be found that way"),
     TooLarge: (413, "Over a limit"),
     UnsupportedBody: (415, "Not a body for this route"),
     CannotKeep: (500, "Cannot be kept"),
+    QmpError: (502, "QEMU did not do what it was asked"),
+    QmpClosed: (503, "QEMU is gone"),
     LinkDown: (503, "The link is down"),
     TooManyReaders: (503, "Too many readers"),
     NoAck: (504, "No acknowledgement in time"),
+    QmpTimeout: (504, "QEMU did not answer in time"),
 }
+
+#: Seconds after which it is worth asking a QEMU again that has ended or is being started anew.
+_RETRY_QEMU = 1
 
 
 @attrs.frozen(kw_only=True)
@@ -125,8 +136,8 @@ def problem_of(failure: Failure, request: Request) -> Problem:
     error = failure.value
     method = request.method.decode("ascii", "backslashreplace")
     path = request.path.decode("ascii", "backslashreplace")
-    if isinstance(error, FtdError) and type(error) in STATUS_BY_ERROR:
-        return _of_ftd_error(error)
+    if isinstance(error, FtdError) and (known := _status_of(type(error))) is not None:
+        return _of_ftd_error(error, *known)
     if isinstance(error, HTTPException) and error.code is not None:
         return _of_http_exception(error, error.code, method, path)
     incident = uuid4().hex
@@ -140,8 +151,11 @@ def problem_of(failure: Failure, request: Request) -> Problem:
     )
 
 
-def _of_ftd_error(error: FtdError) -> Problem:
-    status, title = STATUS_BY_ERROR[type(error)]
+def _status_of(error: type[FtdError]) -> tuple[int, str] | None:
+    return next((STATUS_BY_ERROR[kind] for kind in error.__mro__ if kind in STATUS_BY_ERROR), None)
+
+
+def _of_ftd_error(error: FtdError, status: int, title: str) -> Problem:
     members: dict[str, object] = {}
     headers: dict[str, str] = {}
     match error:
@@ -155,6 +169,8 @@ def _of_ftd_error(error: FtdError) -> Problem:
             members.update(has_error=int(error.code), has_error_name=error.code.name)
         case LinkDown() | TooManyReaders():
             headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+        case QmpClosed():
+            headers["Retry-After"] = str(_RETRY_QEMU)
     return Problem(
         status=status, kind=error.kind, title=title, detail=_sentence(error), members=members, headers=headers
     )

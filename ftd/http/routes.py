@@ -64,6 +64,7 @@ class Route:
     :ivar path: with ``{pair}`` and ``{n}`` for what varies.
     :ivar name: of the function, and in the OpenAPI document.
     :ivar body: an attrs class, or the JSON Schema of an object that the route checks; ``None`` where no body is read.
+    :ivar body_is_optional: no body is an object without members.
     :ivar takes_upload: the body is state, streamed.
     :ivar answers: by status.
     :ivar errors: the statuses of errors that are not common to all routes.
@@ -75,6 +76,7 @@ class Route:
     summary: str
     query: tuple[Query, ...]
     body: type | Schema | None
+    body_is_optional: bool
     takes_upload: bool
     answers: Mapping[int, Answer]
     errors: tuple[int, ...]
@@ -105,7 +107,10 @@ class Route:
         :raises UnsupportedBody: for a content type that is not JSON.
         :raises BadArgument: naming the field that is wrong.
         """
-        value = json_object(request.getHeader("Content-Type"), request.held_body())
+        held = request.held_body()
+        if self.body_is_optional and not held.strip():
+            held = b"{}"
+        value = json_object(request.getHeader("Content-Type"), held)
         return structured(value, self.body) if isinstance(self.body, type) else value
 
 
@@ -127,6 +132,7 @@ class RouteTable:
         *,
         query: tuple[Query, ...] = (),
         body: type | Schema | None = None,
+        body_is_optional: bool = False,
         takes_upload: bool = False,
         errors: tuple[int, ...] = (),
     ) -> Callable[[Function], Function]:
@@ -140,6 +146,7 @@ class RouteTable:
                 summary=summary,
                 query=query,
                 body=body,
+                body_is_optional=body_is_optional,
                 takes_upload=takes_upload,
                 answers=answers,
                 errors=errors,

@@ -56,14 +56,30 @@ class DocumentTests(SynchronousTestCase):
         self.assertEqual(schema["properties"]["link_peer"], {"anyOf": [{"type": "string"}, {"type": "null"}]})
         self.assertIn("up", schema["properties"]["link_state"]["enum"])
 
+    def test_a_pair_may_have_a_vm(self) -> None:
+        schemas = self.document["components"]["schemas"]
+        vm = {"anyOf": [{"$ref": "#/components/schemas/VmStatus"}, {"type": "null"}]}
+        self.assertEqual(schemas["PairStatus"]["properties"]["vm"], vm)
+        pause = schemas["VmStatus"]["properties"]["pause_ms"]
+        self.assertEqual(pause, {"anyOf": [{"$ref": "#/components/schemas/PauseStatus"}, {"type": "null"}]})
+        self.assertIn("fenced", schemas["VmStatus"]["properties"]["status"]["enum"])
+
+    def test_a_body_that_may_be_left_out(self) -> None:
+        paths = self.document["paths"]
+        self.assertFalse(paths["/v1/pairs/{pair}/promote"]["post"]["requestBody"]["required"])
+        self.assertTrue(paths["/v1/pairs/{pair}/protection"]["put"]["requestBody"]["required"])
+        self.assertNotIn("requestBody", paths["/v1/pairs/{pair}/demote"]["post"])
+
     def test_a_pair_is_created_with_the_keys_of_the_configuration(self) -> None:
         body = self.document["paths"]["/v1/pairs"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-        self.assertEqual(set(body["properties"]), {"pair", *PAIR_KEYS})
+        in_body = {name for name, key in PAIR_KEYS.items() if not (key.in_file or key.family)}
+        self.assertEqual(set(body["properties"]), {"pair", *in_body})
 
     def test_what_a_body_needs(self) -> None:
         schemas = self.document["components"]["schemas"]
         self.assertEqual(schemas["RateLimitChange"]["required"], [])
         self.assertEqual(schemas["TraceChange"]["required"], ["events"])
+        self.assertEqual((schemas["ProtectionChange"]["required"], schemas["Promotion"]["required"]), ([], []))
 
     def test_errors_are_problems(self) -> None:
         for response in self.document["components"]["responses"].values():

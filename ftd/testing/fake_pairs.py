@@ -30,6 +30,8 @@ from ftd.status import (
     PairStatus,
     Timeline,
     TransactionStatus,
+    VmState,
+    VmStatus,
     to_json,
 )
 from ftd.trace import PairTrace
@@ -67,6 +69,22 @@ def fake_status(name: str, role: str) -> PairStatus:
         transactions_failed=0,
         heartbeats=0,
         reconnects=0,
+    )
+
+
+def fake_vm(role: str) -> VmStatus:
+    """A VM that is protected, or the one that stands by for it."""
+    is_primary = role == "primary"
+    return VmStatus(
+        status=VmState.PROTECTED,
+        generation="9d5e6c1e-51b4-4ab4-bb12-6e0a4f2f6f10",
+        checkpoint=12,
+        interval_ms=50.0 if is_primary else None,
+        protection=True if is_primary else None,
+        run_state="running" if is_primary else "inmigrate",
+        dirty_tracking="write-protect" if is_primary else None,
+        ram_bytes=128 * 1024 * 1024,
+        qemu_version="7.2.22",
     )
 
 
@@ -133,6 +151,8 @@ class FakePair:
     :ivar shown: the state that is shown; `show` changes it.
     :ivar failing: raised by whatever is asked next.
     :ivar resets: how often the pair was reset.
+    :ivar promotions: whether each was forced.
+    :ivar demotions: how often the pair was demoted.
     """
 
     role = ""
@@ -143,6 +163,8 @@ class FakePair:
         self.shown = fake_status(name, self.role)
         self.failing: Exception | None = None
         self.resets = 0
+        self.promotions: list[bool] = []
+        self.demotions = 0
         self.history: list[TransactionStatus] = []
         self.trace = PairTrace(name, bus)
 
@@ -176,6 +198,30 @@ class FakePair:
         self.resets += 1
         self.show(has_error=0, has_error_name=None, has_error_detail=None)
         return succeed(None)
+
+    def show_vm(self, **changes: Any) -> None:
+        """Change what is shown of the VM, and tell the readers of the events."""
+        self.show(vm=attrs.evolve(self._vm(), **changes))
+
+    def promote(self, force: bool) -> Deferred[None]:
+        """See `IPair`."""
+        self._fail_if_told()
+        if self.shown.link_state is LinkState.UP and not force:
+            return fail(NotInState(f"{self.name}: the primary is up; force it if it is to be.", self.shown.state))
+        self.promotions.append(force)
+        self.show_vm(status=VmState.PROMOTED, run_state="running", reason="it has no standby")
+        return succeed(None)
+
+    def demote(self) -> Deferred[None]:
+        """See `IPair`."""
+        self._fail_if_told()
+        self.demotions += 1
+        self.show_vm(status=VmState.UNPROTECTED, run_state=None, protection=None, reason="it was demoted")
+        return succeed(None)
+
+    def _vm(self) -> VmStatus:
+        assert self.shown.vm is not None, "the API is to refuse that"
+        return self.shown.vm
 
     def _fail_if_told(self) -> None:
         error, self.failing = self.failing, None
@@ -244,6 +290,18 @@ class FakePrimary(FakePair):
             rate_limit=self.shown.rate_limit if enabled is None else enabled,
             bandwidth_limit=self.shown.bandwidth_limit if bandwidth is None else bandwidth,
         )
+
+    def set_protection(self, enabled: bool | None, interval: float | None) -> Deferred[None]:
+        """See `IPrimaryPair`."""
+        self._fail_if_told()
+        vm = self._vm()
+        is_on = vm.protection if enabled is None else enabled
+        self.show_vm(
+            protection=is_on,
+            interval_ms=vm.interval_ms if interval is None else interval * 1000,
+            status=VmState.PROTECTED if is_on else VmState.UNPROTECTED,
+        )
+        return succeed(None)
 
     def acknowledge(self) -> None:
         """The standby has the transaction."""
@@ -409,6 +467,14 @@ class FakeDaemon:
         self.all: dict[str, IPair] = {"demo": self.primary, "demo-standby": self.secondary}
         self.configured: set[str] = set()
         self.created: list[Mapping[str, object]] = []
+
+    def add_vms(self) -> tuple[FakePrimary, FakeSecondary]:
+        """Have the primary ``vm`` and the secondary ``vm-standby`` as well, each with its VM."""
+        primary, standby = FakePrimary("vm", self.bus), FakeSecondary("vm-standby", self.bus)
+        for pair in (primary, standby):
+            self.all[pair.name] = pair
+            pair.show(vm=fake_vm(pair.role))
+        return primary, standby
 
     def pairs(self) -> Mapping[str, IPair]:
         """See `IDaemon`."""
