@@ -49,7 +49,7 @@ class _Pending:
 
 class Commits:
     """
-    :param generation: ours.
+    :ivar generation: ours.
     :ivar number: the number of the newest checkpoint that the standby is known to hold.
     """
 
@@ -57,7 +57,7 @@ class Commits:
         self.number = 0
         self._history = history
         self._clock = clock
-        self._generation = generation
+        self.generation = generation
         self._in_flight: deque[_Pending] = deque()
         self._in_doubt: deque[_Pending] = deque()
         self._when_none: list[Callable[[], None]] = []
@@ -123,6 +123,11 @@ class Commits:
                 self._failed(pending, "may be committed: the link broke before its ACK, and a Kemari cannot tell")
         return committed
 
+    def restart(self, generation: str) -> None:
+        """A new lineage begins, of which the standby has nothing yet."""
+        self.generation = generation
+        self.number = 0
+
     def abandon(self) -> None:
         """There will be no other session."""
         for pending in (*self._in_flight, *self._in_doubt):
@@ -138,7 +143,7 @@ class Commits:
     def _has(self, hello: Hello, next_id: int, transaction: Transaction) -> bool:
         return (
             hello.last is not None
-            and hello.last.generation == self._generation
+            and hello.last.generation == self.generation
             and hello.last.sequence == transaction.number
             and next_id == (transaction.id + 1) % ID_MODULUS
         )

@@ -8,6 +8,15 @@ from pathlib import Path
 from ftd.durable import write_durably
 from ftd.errors import ConfigError
 
+_FILE = "generation"
+
+
+def new_generation(directory: Path) -> str:
+    """Begin a lineage, which ``directory`` holds from now on.  :raises OSError: if it cannot."""
+    generation = str(uuid.uuid4())
+    write_durably(directory / _FILE, generation + "\n")
+    return generation
+
 
 def load_generation(directory: Path, section: str) -> str:
     """
@@ -16,12 +25,11 @@ def load_generation(directory: Path, section: str) -> str:
     :param section: the pair's name, for the error.
     :raises ConfigError: if it can neither be read nor written, or is not a UUID.
     """
-    path = directory / "generation"
+    path = directory / _FILE
     try:
         if path.exists():
             return str(uuid.UUID(path.read_text().strip()))
-        generation = str(uuid.uuid4())
-        write_durably(path, generation + "\n")
+        generation = new_generation(directory)
     except OSError as error:
         raise ConfigError(f"{error.filename or path}: {error.strerror}", "ftd", "state-dir") from None
     except ValueError:

@@ -92,6 +92,11 @@ class LinkProtocol(Protocol):
     def _close_transport(self) -> None:
         self._transport().loseConnection()
 
+    @property
+    def silence(self) -> float:
+        """Seconds since the peer gave a sign of life, or was not asked for one."""
+        return self.clock.seconds() - self._last_sign
+
     def _transport(self) -> ITransport:
         assert self.transport is not None, "used before it was connected"
         return self.transport
@@ -151,6 +156,9 @@ class SenderOwner(TypingProtocol):
 
     def hello(self) -> Hello:
         """What to answer the receiver's HELLO with."""
+
+    def superseded(self, hello: Hello) -> None:
+        """The standby has been promoted: it takes nothing any more, and this side has to stand down."""
 
     def opened(self, sender: SenderProtocol, hello: Hello | None, next_id: int) -> None:
         """The session is open; ``hello`` is ``None`` from a Kemari."""

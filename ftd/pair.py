@@ -7,13 +7,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from ftd.bus import EventBus
 from ftd.config import PairConfig
-from ftd.errors import PairFailed
+from ftd.errors import NotInState, PairFailed
 from ftd.history import History
 from ftd.link_protocol import LinkTimes, Traffic
 from ftd.status import (
@@ -24,6 +24,7 @@ from ftd.status import (
     Outcome,
     PairStatus,
     TransactionStatus,
+    VmStatus,
     to_json,
 )
 from ftd.trace import PairTrace
@@ -132,7 +133,19 @@ class Pair:
             transactions_failed=self.history.counts[Outcome.FAILED],
             heartbeats=self.heartbeats,
             reconnects=max(0, self.sessions - 1),
+            vm=self._vm(),
         )
+
+    def promote(self, force: bool) -> Deferred[None]:  # noqa: ARG002
+        """See `IPair`."""
+        return self._without_vm()
+
+    def demote(self) -> Deferred[None]:
+        """See `IPair`."""
+        return self._without_vm()
+
+    def _without_vm(self) -> Deferred[None]:
+        return fail(NotInState(f"{self.name} is no pair of a VM (source or sink qemu)", self.status().state))
 
     # What the kinds fill in
 
@@ -169,6 +182,9 @@ class Pair:
 
     def _generation(self) -> str | None:
         raise AssertionError("each kind has its own")
+
+    def _vm(self) -> VmStatus | None:
+        return None
 
     def _freezes_output(self) -> bool:
         return False

@@ -61,6 +61,7 @@ class PrimaryPair(Pair):
         # Begins that wait for the ACK of a heartbeat.
         self._queued_begins: deque[Callable[[], None]] = deque()
         self._frozen_since: float | None = None
+        self._when_drained: list[Deferred[None]] = []
         # The next id when there is no session, as far as is known.
         self._last_id = 0
 
@@ -169,6 +170,22 @@ class PrimaryPair(Pair):
             self._sender.set_rate_limit(self.rate_limit)
             self._sender.set_bandwidth(self.bandwidth_limit)
         self._changed()
+
+    def set_protection(self, enabled: bool | None, interval: float | None) -> Deferred[None]:  # noqa: ARG002
+        """See `IPrimaryPair`."""
+        return self._without_vm()
+
+    def drained(self) -> Deferred[None]:
+        """
+        Fires when all that was sent is with the transport, so that its memory may be used again; errbacks with
+        `LinkDown` if the link breaks first.
+        """
+        drained: Deferred[None] = Deferred()
+        if self._sender is None or not self._sender.is_frozen:
+            drained.callback(None)
+        else:
+            self._when_drained.append(drained)
+        return drained
 
     def _begin(self) -> int:
         sender = self._up()
@@ -296,6 +313,10 @@ class PrimaryPair(Pair):
             state="primary",
         )
 
+    def superseded(self, hello: Hello) -> None:
+        """The standby was promoted, though this pair has nothing that it could stop."""
+        self.log.warn("{pair}: the standby has been promoted on {node}", pair=self.name, node=hello.node)
+
     def opened(self, sender: SenderProtocol, hello: Hello | None, next_id: int) -> None:
         """The session is open."""
         self._sender = sender
@@ -326,6 +347,8 @@ class PrimaryPair(Pair):
         """The output froze or thawed."""
         if self._open is not None and self._sender is not None:
             self._note_frozen(self._open, self._sender.is_frozen)
+        if not self._freezes_output():
+            self._tell_drained(None)
         self._counted()
 
     def lost(self, sender: SenderProtocol, error: WireError | None) -> None:
@@ -350,6 +373,13 @@ class PrimaryPair(Pair):
             self._note_size(transaction, sender)
             self.history.end(transaction, Outcome.FAILED, why)
         self._drop_upload(lost)
+        self._tell_drained(lost)
+
+    def _tell_drained(self, result: LinkDown | None) -> None:
+        waiting, self._when_drained = self._when_drained, []
+        for deferred in waiting:
+            # Deferred tells an error from a result by its type.
+            deferred.callback(None) if result is None else deferred.errback(result)
 
     def _take_standby_position(self, hello: Hello | None) -> None:
         """Learn which checkpoint the standby holds; what it has lost is not committed any more."""

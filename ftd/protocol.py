@@ -38,7 +38,7 @@ from ftd.wire.events import (
     ReceiverEvent,
     SenderEvent,
 )
-from ftd.wire.hello import Hello
+from ftd.wire.hello import PROMOTED, Hello
 from ftd.wire.receiver import ReceiverMachine
 from ftd.wire.sender import Buffer, SenderMachine
 from ftd.wire.states import BETWEEN, State
@@ -224,7 +224,10 @@ class SenderProtocol(LinkProtocol):
                 self._source.resumeProducing()
 
     def _on_event(self, event: SenderEvent) -> None:
-        if isinstance(event, HelloReceived):
+        if isinstance(event, HelloReceived) and event.hello.state == PROMOTED:
+            self.fail(WireError(ErrorCode.STATE_INVALID, f"the standby has been promoted on {event.hello.node}"))
+            self._owner.superseded(event.hello)
+        elif isinstance(event, HelloReceived):
             self._put(self.machine.greet(self._owner.hello()))
         elif isinstance(event, Opened):
             self._session_is_open()

@@ -52,6 +52,8 @@ class SecondaryPair(Pair):
         self._open: Transaction | None = None
         self._sender_generation = ""
         self._kemari = config.peer is Peer.KEMARI
+        # Acknowledge what is held whole before the sink has it for good.
+        self._ack_first = config.ack is Ack.RECEIVED
         self._committing = 0
         self._when_settled: list[Deferred[None]] = []
         held = sink.checkpoints()
@@ -152,7 +154,7 @@ class SecondaryPair(Pair):
         number = held[-1].number + 1 if held else 1
         self.history.commit_requested(transaction, request.seq, request.size, number)
         self._committing += 1
-        if self.config.ack is Ack.RECEIVED and self.sink.failure() is None:
+        if self._ack_first and self.sink.failure() is None:
             # The sender counts it as committed from now on.
             self._used(request.id)
         stored = self.sink.commit(request.id, f"{request.xxh3:016x}", self._sender_generation)
@@ -200,6 +202,7 @@ class SecondaryPair(Pair):
             self.log.warn("{pair}: a second connection ended: {why}", pair=self.name, why=error.detail)
 
     def _committed(self, checkpoint: Checkpoint, transaction: Transaction) -> None:
+        transaction.number = checkpoint.number
         self._used(checkpoint.id)
         self._note_committed(checkpoint)
         # The sink takes checkpoints again, whatever it said before.
@@ -268,7 +271,7 @@ class SecondaryPair(Pair):
             trace=self.trace,
             traffic=self.traffic,
             kemari=self._kemari,
-            ack_first=self.config.ack is Ack.RECEIVED,
+            ack_first=self._ack_first,
         )
         self._connections.add(receiver)
         if self._receiver is None:

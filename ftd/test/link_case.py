@@ -131,6 +131,10 @@ class FakeSenderOwner:
         kind = "heartbeat" if transaction.is_heartbeat else "transaction"
         self.events.append(f"{kind} {transaction.id} acknowledged")
 
+    def superseded(self, hello: Hello) -> None:
+        """See `SenderOwner`."""
+        self.events.append(f"superseded by {hello.node}")
+
     def refused(self, transaction: InFlight, code: ErrorCode) -> None:
         """See `SenderOwner`."""
         self.events.append(f"transaction {transaction.id} refused: {code.name}")

@@ -206,6 +206,18 @@ class Qmp(Protocol):
             return fail(self._closed(command))
         return self._send(command, arguments, self._limit if limit is None else limit)
 
+    def pass_descriptor(self, descriptor: int) -> None:
+        """
+        Send an open file along with the next command, which has to be ``getfd``.
+
+        :param descriptor: it has to stay open until that is answered.
+        :raises QmpError: if this connection cannot carry files.
+        """
+        send = getattr(self.transport, "sendFileDescriptor", None)
+        if send is None:
+            raise QmpError("this QMP connection cannot carry files: it has to be a unix socket")
+        send(descriptor)
+
     def listen(self, callback: Callable[[QmpEvent], None]) -> Callable[[], None]:
         """Have every event from now on; what is returned ends that."""
         assert len(self._listeners) < LISTENERS_LIMIT, "somebody never stops listening"
