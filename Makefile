@@ -16,7 +16,7 @@ $(VENV)/made-for: always
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format coverage news clean always
+.PHONY: help run test programs lint format coverage news clean always
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -35,12 +35,15 @@ run: $(VENV)/installed ## run the daemon in the foreground; Ctrl-C stops it
 	@echo
 	@exec $(BIN)/twistd --nodaemon --pidfile= ftd --config etc/ftd.conf
 
-test: $(VENV)/installed-dev ## the unit tests, then the end to end tests
+test: $(VENV)/installed-dev programs ## the unit tests, then the end to end tests
 	@mkdir -p $(BUILD)
 	@failed=0; \
 	$(TRIAL) ftd || failed=1; \
 	$(TRIAL) tests || failed=1; \
 	exit $$failed
+
+programs: ## QEMU and what else the tests of virtual machines run, where this is root on Debian
+	@.ci/install-programs
 
 lint: $(VENV)/installed-dev ## rules, layout and types
 	@failed=0; \
@@ -53,7 +56,7 @@ format: $(VENV)/installed-dev ## lay the code out, sort the imports
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-coverage: $(VENV)/installed-dev ## which lines and branches the tests reach
+coverage: $(VENV)/installed-dev programs ## which lines and branches the tests reach
 	@mkdir -p $(BUILD)
 	@$(BIN)/coverage erase; \
 	failed=0; \

@@ -13,11 +13,11 @@ import os
 import random
 import shutil
 import signal
-import socket
+import socket as sockets
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def free_port() -> int:
     its daemon restarts, and nobody who dials it meanwhile is connected to himself.
     """
     for port in _ports:
-        with socket.socket() as probe:
+        with sockets.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
@@ -118,6 +118,8 @@ class Daemon:
     :param ftd: keys of the ``[ftd]`` section.
     :param api: keys of the ``[api]`` section, the endpoint excepted.
     :param before: Python that the process runs before it becomes a daemon.
+    :param prefix: what its command line begins with: a program that becomes the daemon, ``ip netns exec NAME``.
+    :param has_socket: its API listens on a unix socket, which can be reached from every network namespace.
     :param log_file: where its log goes.
     :ivar directory: its own: it holds the configuration and ``var``.
     """
@@ -129,17 +131,22 @@ class Daemon:
         ftd: Section | None = None,
         api: Section | None = None,
         before: str = "",
+        prefix: Sequence[str] = (),
+        has_socket: bool = False,
         log_file: Path,
     ) -> None:
         self.directory = scratch_directory()
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.http = HttpClient(self.url)
+        socket = str(self.directory / "api") if has_socket else None
+        self.http = HttpClient(self.url, socket)
         self.configuration = self.directory / "ftd.conf"
         self.log_file = log_file
         self._ftd = ftd or {}
-        self._api = {"endpoint": f"tcp:{self.port}:interface=127.0.0.1", **(api or {})}
+        endpoint = f"unix:{socket}" if socket else f"tcp:{self.port}:interface=127.0.0.1"
+        self._api = {"endpoint": endpoint, **(api or {})}
         self._before = before
+        self._prefix = tuple(prefix)
         self._process: subprocess.Popen[bytes] | None = None
         self.configure(pairs)
 
@@ -167,8 +174,9 @@ class Daemon:
         """Start it and do not wait."""
         assert self._process is None, "it runs already"
         with self.log_file.open("ab") as log:
+            command = twistd("-n", "--pidfile=", "ftd", "--config", str(self.configuration), before=self._before)
             self._process = subprocess.Popen(
-                twistd("-n", "--pidfile=", "ftd", "--config", str(self.configuration), before=self._before),
+                [*self._prefix, *command],
                 cwd=self.directory,
                 env=environment(),
                 stdin=subprocess.DEVNULL,

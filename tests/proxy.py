@@ -1,5 +1,5 @@
 """
-A TCP proxy between the two halves of a pair, which can cut the link at a chosen byte, or hold it there.
+A proxy between the two halves of a pair, which can cut the link at a chosen byte, hold it there, or be slow.
 
 It follows the frames of both directions, and acts in a frame that a :class:`Plan` names.  Everything before the chosen
 byte is on its way to its end of the link when the proxy acts, and nothing after it is.
@@ -9,16 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.endpoints import (
+    TCP4ClientEndpoint,
+    TCP4ServerEndpoint,
+    UNIXClientEndpoint,
+    UNIXServerEndpoint,
+)
+from twisted.internet.interfaces import IListeningPort, IStreamClientEndpoint, IStreamServerEndpoint
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 
-from tests.raw_peer import ACK, COMMIT, HEADER
+from tests.raw_peer import ACK, COMMIT, CONTINUE, HEADER
+from tests.slowness import Slowness, SlowWriter
 from tests.waiting import limited, reactor, until
 
 
@@ -34,9 +41,9 @@ class Then(Enum):
 @attrs.frozen
 class Plan:
     """
-    Act in the next COMMIT of a transaction that is no heartbeat, or in the ACK that answers it.
+    Act in the next CONTINUE, in the next COMMIT of a transaction that is no heartbeat, or in the ACK that answers it.
 
-    :param command: `COMMIT` or `ACK`.
+    :param command: `CONTINUE`, `COMMIT` or `ACK`.
     :param at: how many bytes of the frame are passed on.
     """
 
@@ -126,7 +133,7 @@ class _Side(Protocol):
     def towards(self, other: _Side) -> None:
         """Pass on to ``other`` from here on."""
         transport: Any = other.transport
-        self.direction = _Direction(self.link, transport.write)
+        self.direction = _Direction(self.link, self.link.writer(transport.write, self.transport))
         self.direction.feed(bytes(self.early))
 
     def close(self) -> None:
@@ -157,7 +164,7 @@ class _Link:
         factory.noisy = False
         sender = self.sides[0]
         try:
-            receiver = await TCP4ClientEndpoint(reactor, "127.0.0.1", self._proxy.target).connect(factory)
+            receiver = await _dialled(self._proxy.target).connect(factory)
         except Exception:
             sender.close()
             return
@@ -173,9 +180,14 @@ class _Link:
         plan = self._proxy.plan
         if cmd == COMMIT:
             self._commit_seen = seq > 0
-        if plan is None or cmd != plan.command or not self._commit_seen:
+        if plan is None or cmd != plan.command:
             return None
-        return plan
+        return plan if self._commit_seen or cmd == CONTINUE else None
+
+    def writer(self, write: Callable[[bytes], None], source: object) -> Callable[[bytes], None]:
+        """What passes bytes on that come from ``source``, as fast as the proxy is."""
+        slowness = self._proxy.slowness
+        return write if slowness is None else SlowWriter(slowness, write, source).write
 
     def act(self) -> None:
         """The chosen byte has been passed on."""
@@ -205,29 +217,43 @@ class _Link:
             side.close()
 
 
+def _dialled(address: int | Path) -> IStreamClientEndpoint:
+    if isinstance(address, int):
+        return TCP4ClientEndpoint(reactor, "127.0.0.1", address)
+    return UNIXClientEndpoint(reactor, str(address))
+
+
+def _listening(address: int | Path) -> IStreamServerEndpoint:
+    if isinstance(address, int):
+        return TCP4ServerEndpoint(reactor, address, interface="127.0.0.1")
+    return UNIXServerEndpoint(reactor, str(address))
+
+
 class CuttingProxy(Factory):
     """
-    :param target: the port of the loopback that the receiver listens on.
+    :param target: where the receiver listens: a port of the loopback, or the path of a socket.
     :ivar plan: what to do next; ``None`` to pass on everything.
     :ivar acted: fires when that has been done.
+    :ivar slowness: of the links that are made from now on; a slow one that is cut loses what is under way.
     """
 
     noisy = False
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int | Path) -> None:
         self.target = target
         self.plan: Plan | None = None
+        self.slowness: Slowness | None = None
         self.acted: Deferred[None] = Deferred()
         self._port: IListeningPort | None = None
         self._links: list[_Link] = []
 
-    async def listen(self, port: int) -> None:
-        """Wait for the sender there."""
-        self._port = await TCP4ServerEndpoint(reactor, port, interface="127.0.0.1").listen(self)
+    async def listen(self, address: int | Path) -> None:
+        """Wait for the sender on a port of the loopback, or on a socket."""
+        self._port = await _listening(address).listen(self)
 
     def do(self, command: int, at: int, then: Then) -> Deferred[None]:
         """Act in the next frame of that kind; fires when that has been done."""
-        assert command in (COMMIT, ACK)
+        assert command in (CONTINUE, COMMIT, ACK)
         self.plan = Plan(command, at, then)
         self.acted = Deferred()
         return limited(self.acted)
