@@ -14,15 +14,15 @@ class DirtyTracker(Protocol):
     Pages are reported that may have been written; that none is missed is what matters.  What `start` and `collect`
     promise while the guest runs is that a write which is not in this answer is in the next; while it is stopped, that
     the answer is complete.
+
+    :ivar name: as in ``qemu-dirty``.
+    :ivar collects_while_running: whether `collect` keeps its promise while the guest runs.
+    :ivar why_not: why no better way was chosen, empty where none was looked for or this is the best.
     """
 
-    @property
-    def name(self) -> str:
-        """As in ``qemu-dirty``."""
-
-    @property
-    def collects_while_running(self) -> bool:
-        """Whether `collect` keeps its promise while the guest runs."""
+    name: str
+    collects_while_running: bool
+    why_not: str
 
     def start(self) -> None:
         """
@@ -45,4 +45,4 @@ class DirtyTracker(Protocol):
         """
 
     def close(self) -> None:
-        """Give back what it has."""
+        """Give back what it has; may be called again."""
