@@ -19,6 +19,7 @@ import ftd
 from ftd.cli import commands
 from ftd.cli.arguments import (
     converted,
+    interval,
     key_and_value,
     limit_change,
     seconds,
@@ -169,6 +170,47 @@ def rate_limit(pair: str, limit: dict[str, Any] | None) -> None:
     which turns it on too.
     """
     _perform(commands.rate_limit, pair, **(limit or {"enabled": None, "bandwidth": None}))
+
+
+@main.command()
+@_pair_argument
+@click.option("--off", is_flag=True, help="No longer.")
+@click.option(
+    "--interval",
+    "every",
+    metavar="TIME",
+    callback=converted(interval),
+    help="How often a checkpoint is taken: 50ms, 1s; 0 for one at every begin and commit.",
+)
+@shared_options()
+def protect(pair: str, off: bool, every: float | None) -> None:
+    """Protect the VM of PAIR, a primary."""
+    _perform(commands.protect, pair, enabled=not off, interval=every)
+
+
+@main.command()
+@_pair_argument
+@click.option("--force", is_flag=True, help="Although the primary is up: it then stops its VM.")
+@shared_options()
+def promote(pair: str, force: bool) -> None:
+    """
+    Have the VM of PAIR, a secondary, take over.
+
+    It goes on from its newest checkpoint.  Of a fenced primary: with --force its VM goes on.
+    """
+    _perform(commands.promote, pair, force=force)
+
+
+@main.command()
+@_pair_argument
+@shared_options()
+def demote(pair: str) -> None:
+    """
+    Stop the VM of PAIR for good.
+
+    A primary commits what it has first.  A secondary that was promoted stands by anew.
+    """
+    _perform(commands.demote, pair)
 
 
 @main.command()

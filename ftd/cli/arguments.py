@@ -83,6 +83,11 @@ def seconds(text: str) -> float:
     return Seconds(0.001, 86400).parse(text)
 
 
+def interval(text: str) -> float:
+    """A time, or 0; the daemon knows what is too short."""
+    return Seconds(0, 86400).parse(text)
+
+
 def which_checkpoint(text: str) -> Which:
     """The number of a checkpoint, or ``latest``."""
     if text == "latest":

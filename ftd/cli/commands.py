@@ -14,11 +14,11 @@ from ftd.cli.progress import progress_bar
 from ftd.cli.session import Session
 from ftd.cli.status_view import checkpoints_view, pair_view, status_view, transactions_view
 from ftd.cli.watch import watch
-from ftd.cli.wording import duration, frames, size, timestamp
-from ftd.client import ApiError, Event, FileBody, PipeBody, Progress, RateLimit, Unreachable, Which
+from ftd.cli.wording import duration, frames, milliseconds, plain, size, timestamp
+from ftd.client import ApiError, Event, FileBody, PipeBody, Progress, Protection, RateLimit, Unreachable, Which
 from ftd.client.events import Notice
 from ftd.client.transfer import is_regular
-from ftd.status import Commit, to_json
+from ftd.status import Commit, VmStatus, to_json
 from ftd.trace import TRACE_EVENTS, log_line
 
 # The daemon
@@ -144,6 +144,45 @@ async def rate_limit(session: Session, pair: str, *, enabled: bool | None, bandw
 def _shown_limit(limit: RateLimit) -> str:
     bandwidth = f"{size(limit.bandwidth)}/s" if limit.bandwidth else "unlimited"
     return f"rate limit {'on' if limit.enabled else 'off'}, bandwidth {bandwidth}"
+
+
+# VMs
+
+
+async def protect(session: Session, pair: str, *, enabled: bool, interval: float | None) -> None:
+    """
+    Turn it on or off.
+
+    :param interval: seconds, 0 for checkpoints at begin and commit; ``None`` leaves it.
+    """
+    every = None if interval is None else interval * 1000
+    protection = await session.client.set_protection(pair, enabled=enabled, interval_ms=every)
+    session.answer(to_json(protection), f"protection of {pair} is {_shown_protection(protection)}")
+
+
+def _shown_protection(protection: Protection) -> str:
+    every = milliseconds(protection.interval_ms)
+    when = f"a checkpoint every {every}" if protection.interval_ms else "checkpoints at begin and commit"
+    return f"on, {when}" if protection.enabled else "off"
+
+
+async def promote(session: Session, pair: str, *, force: bool) -> None:
+    """The standby's VM takes over."""
+    vm = await session.client.promote(pair, force=force)
+    _answer_vm(session, vm, f"the VM of {pair} runs: {vm.status.value}, checkpoint {vm.checkpoint}")
+
+
+async def demote(session: Session, pair: str) -> None:
+    """The VM is stopped for good."""
+    vm = await session.client.demote(pair)
+    _answer_vm(session, vm, f"the VM of {pair} is stopped for good; the pair is {vm.status.value}")
+
+
+def _answer_vm(session: Session, vm: VmStatus, shown: str) -> None:
+    session.answer(to_json(vm), plain(f"{shown}: {vm.reason}" if vm.reason else shown))
+
+
+# Trace events
 
 
 async def trace(session: Session, pair: str, switches: Mapping[str, bool]) -> None:

@@ -164,6 +164,8 @@ def next_step(refused: ApiError, task: Task) -> str:
             return f"to see what the link is doing: ftdctl status{again}"
         case "no-ack":
             return f"it may still be committed; to see whether it was: ftdctl transactions {pair}"
+        case "qmp":
+            return f"to see what becomes of the VM: ftdctl pair show {pair}"
         case "unknown" if task.command == "fetch":
             return f"to see which there are: ftdctl status, ftdctl checkpoints {pair}"
         case "unknown":

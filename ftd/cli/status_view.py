@@ -7,12 +7,13 @@ what is wrong.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ftd.cli.vm_view import vm_lines
 from ftd.cli.wording import age, duration, frames, local_time, plain, size
 from ftd.client import DaemonInfo
 from ftd.status import Checkpoint, LinkState, Outcome, PairStatus, TransactionStatus, to_json
@@ -34,11 +35,14 @@ _OUTCOME_STYLES = {
 _NAME, _LINK, _STATE, _LAST, _COUNT = 14, 10, 8, 28, 12
 
 
-def status_view(info: DaemonInfo, pairs: Sequence[PairStatus], now: float) -> RenderableType:
+def status_view(
+    info: DaemonInfo, pairs: Sequence[PairStatus], now: float, times: Mapping[str, float] | None = None
+) -> RenderableType:
     """
     All pairs of a daemon.
 
     :param now: Unix seconds, for the ages.
+    :param times: when each was so, by name; now, where that is not said.
     """
     head = f"ftd {info.version} on {info.node}, up for {duration(info.uptime_seconds)}"
     if not pairs:
@@ -56,6 +60,8 @@ def status_view(info: DaemonInfo, pairs: Sequence[PairStatus], now: float) -> Re
             _row(name, Text(word, colour), Text(plain(pair.state)), last, Text(str(pair.transactions_committed)))
         )
         lines.extend(_underneath(pair))
+        if pair.vm is not None:
+            lines.extend(vm_lines(pair.vm, now - (times or {}).get(pair.name, now), pair.role == "primary"))
     return Group(*lines)
 
 
@@ -104,15 +110,31 @@ def _indented(text: str, style: str) -> Text:
 def pair_view(pair: PairStatus) -> Table:
     """Every field of a pair, one a line, by its public name."""
     table = Table.grid(padding=(0, 2, 0, 0))
-    for name, value in to_json(pair).items():
-        if isinstance(value, dict):
-            shown = ", ".join(f"{key} {local_time(part) if key == 'at' else part}" for key, part in value.items())
-        elif isinstance(value, bool):
-            shown = "yes" if value else "no"
-        else:
-            shown = "-" if value is None else str(value)
-        table.add_row(Text(name, "bold"), plain(shown))
+    shown = to_json(pair)
+    vm = shown.pop("vm")
+    for name, value in (*shown.items(), *_flat("vm", vm)):
+        table.add_row(Text(name, "bold"), plain(_shown(value)))
     return table
+
+
+def _flat(name: str, value: object) -> Iterator[tuple[str, object]]:
+    """What is inside of a value, as ``vm.pause_ms.last``."""
+    if isinstance(value, dict):
+        for part, inner in value.items():
+            yield from _flat(f"{name}.{part}", inner)
+    else:
+        yield name, value
+
+
+def _shown(value: object) -> str:
+    """A value of JSON as a person reads it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {local_time(part) if key == 'at' else _shown(part)}" for key, part in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3f}".rstrip("0").rstrip(".")
+    return "-" if value is None else str(value)
 
 
 def checkpoints_view(checkpoints: Sequence[Checkpoint]) -> RenderableType:

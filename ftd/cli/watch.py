@@ -17,7 +17,7 @@ from ftd.cli.session import Session
 from ftd.cli.status_view import status_view
 from ftd.cli.wording import plain
 from ftd.client import ApiError, ClientError, DaemonInfo, Event, Unreachable
-from ftd.status import PairStatus
+from ftd.status import PairStatus, VmStatus
 
 #: Seconds between two drawings, however often a pair changes.
 _DRAWING = 0.5
@@ -32,19 +32,22 @@ class Picture:
     What is known of a daemon.
 
     :ivar info: as it was at ``time``, Unix seconds.
+    :ivar times: when each pair was as it is in ``pairs``, Unix seconds.
     """
 
     info: DaemonInfo
     time: float
     pairs: dict[str, PairStatus]
     trouble: str = ""
+    times: dict[str, float] = attrs.field(factory=dict)
     _in_snapshot: set[str] = attrs.field(factory=set)
 
     @classmethod
     async def of(cls, session: Session) -> Picture:
         """The daemon as it is now."""
         info, pairs = await session.client.info(), await session.client.pairs()
-        return cls(info, session.now(), {pair.name: pair for pair in pairs})
+        now = session.now()
+        return cls(info, now, {pair.name: pair for pair in pairs}, times={pair.name: now for pair in pairs})
 
     def take(self, event: Event) -> None:
         """Something has happened."""
@@ -52,6 +55,7 @@ class Picture:
             self.pairs.pop(event.pair, None)
         elif event.kind == "pair":
             self.pairs[event.pair] = event.pair_status()
+            self.times[event.pair] = event.time
             self._in_snapshot.add(event.pair)
         elif event.kind == "lagged":
             self._in_snapshot.clear()  # a new snapshot follows
@@ -66,15 +70,20 @@ class Picture:
     def view(self, now: float) -> RenderableType:
         """As it is to be shown."""
         info = attrs.evolve(self.info, uptime_seconds=self.info.uptime_seconds + now - self.time)
-        shown = status_view(info, list(self.pairs.values()), now)
+        shown = status_view(info, list(self.pairs.values()), now, self.times)
         return Group(shown, Text(plain(self.trouble), "bold red")) if self.trouble else shown
 
     def essence(self) -> object:
         """What makes it worth being shown again where every showing stays: not the signs of life."""
         return self.trouble, [
-            attrs.evolve(pair, bytes_sent=0, bytes_received=0, buffered_bytes=0, heartbeats=0)
+            attrs.evolve(pair, bytes_sent=0, bytes_received=0, buffered_bytes=0, heartbeats=0, vm=_essence(pair.vm))
             for pair in self.pairs.values()
         ]
+
+
+def _essence(vm: VmStatus | None) -> VmStatus | None:
+    """Without what changes while nothing happens."""
+    return None if vm is None else attrs.evolve(vm, lag_ms=None, held_frames=0, held_bytes=0)
 
 
 async def watch(session: Session) -> None:
@@ -93,6 +102,7 @@ async def watch(session: Session) -> None:
         except ClientError:
             return  # the event stream has noticed it too
         picture.info, picture.time, picture.pairs = listed.info, listed.time, listed.pairs
+        picture.times = listed.times
 
     with ExitStack() as ending:
         ending.enter_context(closing(stream))

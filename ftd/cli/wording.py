@@ -34,6 +34,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86400:.0f} d"
 
 
+def milliseconds(count: float) -> str:
+    """A time that is short as a rule: ``0.4 ms``, ``12 ms``, ``1.5 s``."""
+    return f"{max(count, 0):.1f} ms" if count < 10 else duration(count / 1000)
+
+
 def age(seconds: float) -> str:
     """How long ago: ``now`` up to a second, which the clocks of two machines easily differ by."""
     return "now" if seconds < 1 else f"{duration(round(seconds))} ago".replace(".0 s", " s")

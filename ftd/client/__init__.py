@@ -12,7 +12,7 @@ says, all of them raise :class:`ApiError` when the daemon refuses and :class:`Un
 what answers is not one.  Cancelling a call closes its connection, so the daemon cancels an upload that was under way.
 """
 
-from ftd.client.answers import Accepted, DaemonInfo, Fetched, NotReady, RateLimit, Readiness
+from ftd.client.answers import Accepted, DaemonInfo, Fetched, NotReady, Protection, RateLimit, Readiness
 from ftd.client.api import Client, Which
 from ftd.client.connection import DEFAULT_URL, Address
 from ftd.client.errors import ApiError, ClientError, Damaged, Unreachable
@@ -35,6 +35,7 @@ __all__ = [
     "NotReady",
     "PipeBody",
     "Progress",
+    "Protection",
     "RateLimit",
     "Readiness",
     "SourceChanged",

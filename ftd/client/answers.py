@@ -51,6 +51,19 @@ class RateLimit:
 
 
 @attrs.frozen(kw_only=True)
+class Protection:
+    """
+    What is wanted for the VM of a primary.
+
+    :ivar enabled: whether it is to be protected.
+    :ivar interval_ms: from one checkpoint to the next; 0 where ``begin`` and ``commit`` say when.
+    """
+
+    enabled: bool
+    interval_ms: float
+
+
+@attrs.frozen(kw_only=True)
 class Accepted:
     """
     State bytes that an open transaction has taken.

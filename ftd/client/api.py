@@ -19,6 +19,7 @@ from ftd.client.answers import (
     Accepted,
     DaemonInfo,
     Fetched,
+    Protection,
     RateLimit,
     Readiness,
     json_object,
@@ -29,7 +30,7 @@ from ftd.client.connection import Address, make_agent
 from ftd.client.errors import CONNECTION_ERRORS, ApiError, Damaged, Unreachable, connection_error
 from ftd.client.events import EventStream, Notice, unheard
 from ftd.client.transfer import Progress, body_of, replacing, silent
-from ftd.status import Checkpoint, Commit, PairStatus, TransactionStatus
+from ftd.status import Checkpoint, Commit, PairStatus, TransactionStatus, VmStatus
 
 _Value = TypeVar("_Value")
 
@@ -45,7 +46,7 @@ class Client:
     :param address: where they go.
     :param clock: an `IReactorTime`, for the time limits and for what an upload does in between.
     :param answer_time: seconds until an answer has to begin.  Calls that take as long as the pair takes (``begin``,
-        ``data``, ``commit``, ``push``) have no limit but the daemon's own.
+        ``data``, ``commit``, ``push``, and those that change what becomes of a VM) have no limit but the daemon's own.
     :param pool: where the idle connections are, for ``close``.
     """
 
@@ -212,6 +213,32 @@ class Client:
     async def set_trace(self, pair: str, switches: Mapping[str, bool]) -> dict[str, bool]:
         """Turn trace events on and off; those that are not named stay.  Returns all of them."""
         return await self._switches("PUT", pair, json={"events": dict(switches)})
+
+    # VMs
+
+    async def protection(self, pair: str) -> Protection:
+        """Whether a primary's VM is to be protected, and how often a checkpoint is taken."""
+        return await self._value("GET", _path(pair, "protection"), Protection)
+
+    async def set_protection(
+        self, pair: str, *, enabled: bool | None = None, interval_ms: float | None = None
+    ) -> Protection:
+        """Change either: whether it is to be; milliseconds, 0 where ``begin`` and ``commit`` say when."""
+        wanted = {"enabled": enabled, "interval_ms": interval_ms}
+        json = {key: value for key, value in wanted.items() if value is not None}
+        return await self._value("PUT", _path(pair, "protection"), Protection, json=json, is_limited=False)
+
+    async def promote(self, pair: str, *, force: bool = False) -> VmStatus:
+        """
+        Have the standby's VM take over; returns when the guest runs.
+
+        :param force: although the primary is up.
+        """
+        return await self._value("POST", _path(pair, "promote"), VmStatus, json={"force": force}, is_limited=False)
+
+    async def demote(self, pair: str) -> VmStatus:
+        """Have a primary stop its VM for good, after a last commit, or a promoted standby stand by anew."""
+        return await self._value("POST", _path(pair, "demote"), VmStatus, is_limited=False)
 
     # Events
 

@@ -179,7 +179,7 @@ class PipeBody:
         self._reactor.removeReader(self)
         self._flow.finish()
 
-    def logPrefix(self) -> str:  # noqa: N802 (IReadDescriptor's)
+    def logPrefix(self) -> str:
         """For the reactor."""
         return "upload"
 

@@ -38,7 +38,7 @@ class OptionTests(CliTestCase):
 
     def test_unknown_command(self) -> None:
         """So is a wrong one."""
-        self.assertEqual(self.ftdctl("promote", "demo").code, 2)
+        self.assertEqual(self.ftdctl("relegate", "demo").code, 2)
 
     def test_url(self) -> None:
         """From the environment, before the command, after it; the last of them counts."""

@@ -17,13 +17,14 @@ from ftd.client import (
     ApiError,
     Client,
     NotReady,
+    Protection,
     RateLimit,
     Readiness,
     Unreachable,
 )
 from ftd.client.errors import connection_error
 from ftd.errors import LinkDown
-from ftd.status import LinkState, Outcome
+from ftd.status import LinkState, Outcome, PauseStatus, SyncStatus, VmState
 from ftd.test.api_case import NOW, openapi_document, operation_of
 from ftd.test.client_case import URL, ClientTestCase
 from ftd.trace import TRACE_EVENTS
@@ -148,6 +149,32 @@ class PairTests(ClientTestCase):
         self.assertEqual(changed, RateLimit(enabled=False, bandwidth=0))
         changed = self.result(self.client.set_rate_limit("demo", bandwidth=2000))
         self.assertEqual(changed, RateLimit(enabled=False, bandwidth=2000))
+
+    def test_protection(self) -> None:
+        """Each part changes by itself."""
+        self.daemon.add_vms()
+        self.assertEqual(self.result(self.client.protection("vm")), Protection(enabled=True, interval_ms=50.0))
+        changed = self.result(self.client.set_protection("vm", enabled=False))
+        self.assertEqual(changed, Protection(enabled=False, interval_ms=50.0))
+        changed = self.result(self.client.set_protection("vm", interval_ms=0))
+        self.assertEqual(changed, Protection(enabled=False, interval_ms=0.0))
+
+    def test_promote_and_demote(self) -> None:
+        """Answer with the VM; force is said where it is meant."""
+        vm, standby = self.daemon.add_vms()
+        self.assertEqual(self.error(self.client.promote("vm-standby"), ApiError).kind, "not-in-state")
+        promoted = self.result(self.client.promote("vm-standby", force=True))
+        self.assertEqual((promoted, promoted.status), (standby.status().vm, VmState.PROMOTED))
+        self.assertEqual(self.result(self.client.demote("vm")), vm.status().vm)
+        self.assertEqual((standby.promotions, vm.demotions), ([True], 1))
+
+    def test_vm(self) -> None:
+        """All of a pair's VM arrives, to the steps of a pause."""
+        vm, _standby = self.daemon.add_vms()
+        pause = PauseStatus(last=9.5, p50=9.0, p99=12.0, stop=0.5, device=5.0, dirty=0.25, cont=3.5)
+        vm.show_vm(pause_ms=pause, sync=SyncStatus(done_bytes=1, total_bytes=2))
+        self.assertEqual(self.result(self.client.pair("vm")), vm.status())
+        self.assertIsNone(self.result(self.client.pair("demo")).vm)
 
     def test_trace(self) -> None:
         """Events that are not named stay as they are."""
@@ -356,6 +383,7 @@ class CompletenessTests(ClientTestCase):
     def test_every_route_has_a_call(self) -> None:
         """Each operation of the document is asked for by some method of the client, and nothing else is."""
         checkpoint = self.secondary.kept.add(b"state", NOW)
+        self.daemon.add_vms()
         client = self.client
         for call in (
             client.info(),
@@ -378,6 +406,10 @@ class CompletenessTests(ClientTestCase):
             client.set_rate_limit("demo", enabled=True),
             client.trace("demo"),
             client.set_trace("demo", {}),
+            client.protection("vm"),
+            client.set_protection("vm", enabled=True),
+            client.promote("vm-standby", force=True),
+            client.demote("vm"),
             client.checkpoints("demo-standby"),
             client.fetch("demo-standby", "latest", BytesIO()),
             client.fetch("demo-standby", checkpoint.number, BytesIO()),
