@@ -73,9 +73,12 @@ def decompress(frame: memoryview, room: memoryview) -> bool:
     """
     decompressor: zstandard.ZstdDecompressor | None = getattr(_own, "decompressor", None)
     if decompressor is None:
-        decompressor = _own.decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
+        decompressor = _own.decompressor = zstandard.ZstdDecompressor()
     try:
-        if zstandard.frame_content_size(frame) != len(room) or _end_of_frame(frame, len(room)) != len(frame):
+        says = zstandard.get_frame_parameters(frame)
+        if says.content_size != len(room) or says.window_size > MAX_WINDOW or says.dict_id:
+            return False
+        if _end_of_frame(frame, len(room)) + (_CHECKSUM if says.has_checksum else 0) != len(frame):
             return False
         with decompressor.stream_reader(frame) as reader:
             done = 0
@@ -91,7 +94,7 @@ def decompress(frame: memoryview, room: memoryview) -> bool:
 
 def _end_of_frame(frame: memoryview, size: int) -> int:
     """
-    Where the frame ends that ``frame`` begins with, by its headers (RFC 8878, section 3.1.1); 0 if it does not.
+    Where the blocks of the frame end that ``frame`` begins with (RFC 8878, section 3.1.1); 0 if they do not.
 
     The stream reader would not tell: it ignores what follows a frame, more or less of it in different versions.
 
@@ -106,11 +109,11 @@ def _end_of_frame(frame: memoryview, size: int) -> int:
         if at > len(frame):
             break
         if header & 1:
-            return at + (_CHECKSUM if zstandard.get_frame_parameters(frame).has_checksum else 0)
+            return at
     return 0
 
 
-#: Bytes of the header of a block in a zstd frame, and of what may end the frame.
+#: Bytes of the header of a block in a zstd frame, and of what may follow the last one.
 _BLOCK_HEADER: Final = 3
 _CHECKSUM: Final = 4
 

@@ -120,7 +120,7 @@ class CheckpointHeader:
         if not isinstance(document, dict):
             raise _damaged("the checkpoint record is no JSON object")
         number = _number(document, "number", 1)
-        base = None if document.get("base", 0) is None else _number(document, "base", 0)
+        base = None if document.get("base", 0) is None else _number(document, "base", 1)
         if base is not None and base >= number:
             raise _damaged(f"checkpoint {number} cannot be based on {base}")
         time = document.get("time")
