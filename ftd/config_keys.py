@@ -311,7 +311,7 @@ class PairConfig:
         metadata=key(
             Choice.of(SecondaryLoss),
             "What becomes of the guest when the standby is lost for dead-time: "
-            "it goes on unprotected, or it stands still until it is told otherwise.",
+            "it goes on unprotected, or it stands still until the standby is back or protection is turned off.",
             only="primary",
             vm=True,
         ),

@@ -80,6 +80,16 @@ class BadFileTests(ConfigCase):
         self.write({"pair demo": {**primary(1), "window": "2"}})
         await self.assert_refused("[pair demo] window: ")
 
+    async def test_vms_that_lack_or_share_something(self) -> None:
+        vm = {**primary(1), "source": "qemu"}
+        self.write({"pair vm": vm})
+        await self.assert_refused("[pair vm] qemu-qmp: ", "is missing", "source = qemu")
+        vm["qemu-qmp"] = "vm.qmp"
+        self.write({"pair vm": vm, "pair other": vm})
+        await self.assert_refused("[pair other] qemu-qmp: ", "[pair vm]", str(self.directory / "vm.qmp"))
+        self.write({"pair vm": {**vm, "source": "feed"}})
+        await self.assert_refused("[pair vm] qemu-qmp: ", "source = qemu")
+
     async def test_a_missing_file(self) -> None:
         await self.assert_refused("cannot be read: No such file or directory")
 
