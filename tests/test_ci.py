@@ -138,3 +138,61 @@ class RunTests(SynchronousTestCase):
         self.program(".venv/bin/python", "exit 127")
         done = self.run_ci("exit 2", "exit 2")
         self.assertEqual((done.returncode, done.stdout.splitlines()[-1]), (1, "0 passed, 2 failed, 0 skipped"))
+
+
+class InstallTests(SynchronousTestCase):
+    """``.ci/install-programs`` in a tree of its own."""
+
+    def setUp(self) -> None:
+        if shutil.which("bash") is None:
+            raise SkipTest("there is no bash here")
+        self.tree = Path(self.mktemp()).absolute()
+        shutil.copytree(_CI, self.tree / ".ci", ignore=shutil.ignore_patterns("__pycache__"))
+        self.programs = self.tree / "programs"
+        self.programs.mkdir()
+
+    def program(self, name: str, code: str) -> None:
+        """A program that is found before that of the system."""
+        script = self.programs / name
+        script.write_text(f"#!/bin/sh\n{code}\n")
+        script.chmod(0o755)
+
+    def install(self) -> subprocess.CompletedProcess[str]:
+        """Run it."""
+        return subprocess.run(
+            [str(self.tree / ".ci" / "install-programs")],
+            env={"PATH": f"{self.programs}:/usr/sbin:/usr/bin:/sbin:/bin"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def test_who_is_not_root_is_told_so(self) -> None:
+        self.program("id", "echo 1000")
+        self.program("apt-get", "exit 1")
+        done = self.install()
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertIn("not root", done.stdout)
+        self.assertFalse((self.tree / ".build").exists())
+
+    def test_what_cannot_be_had_is_told_and_the_rest_goes_on(self) -> None:
+        self.program("id", "echo 0")
+        self.program("dpkg", "echo amd64")
+        self.program("apt-get", "echo apt-get fails >&2; exit 100")
+        self.program("apt-cache", "exit 0")
+        done = self.install()
+        self.assertEqual(done.returncode, 0, done)
+        self.assertIn("cloud kernel could not be fetched", done.stdout)
+        self.assertEqual(sorted(path.name for path in (self.tree / ".build" / "vm").iterdir() if path.is_dir()), [])
+
+    def test_what_is_there_is_left_alone(self) -> None:
+        self.program("id", "echo 0")
+        self.program("dpkg", "echo amd64")
+        self.program("apt-get", "echo 'apt-get was called' >&2; exit 100")
+        for name in ("qemu-system-x86_64", "nasm", "ip", "busybox", "cpio", "curl", "setpriv"):
+            self.program(name, "exit 1")
+        for name in ("kernel", "qemu-10"):
+            (self.tree / ".build" / "vm" / name).mkdir(parents=True)
+        done = self.install()
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "", ""))

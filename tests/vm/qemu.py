@@ -13,7 +13,7 @@ from tests.vm import guest as guests
 from tests.vm import leash
 from tests.vm.guest import Guest
 from tests.vm.programs import QemuProgram
-from tests.waiting import until
+from tests.waiting import pause, until
 
 #: What both machines of a pair are called.
 UUID = "5c4b8a52-6b0e-4f0d-9d3b-2f6d4a1f7e90"
@@ -173,6 +173,18 @@ class Qemu:
             lambda: self.last_count() >= start + more,
             lambda: f"{self.name} counts on from {start}; it is at {self.last_count()} {self.log()}",
         )
+
+    async def until_still(self) -> None:
+        """Wait until the boot sector counts no more."""
+        before = -1
+
+        async def is_still() -> bool:
+            nonlocal before
+            last, before = before, self.count_in_memory()
+            await pause(0.02)
+            return last == before
+
+        await until(is_still, f"{self.name} stands still")
 
     async def until_printed(self, text: str, within: float = guests.BOOT_TIME) -> None:
         """Wait until the guest has printed ``text``."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from tests.vm import guest, leash
 from tests.vm.case import TAPS, OnQemu10, VmCase
 from tests.vm.monitor import connect
-from tests.vm.qemu import Qemu
 from tests.waiting import pause, until
 
 
@@ -66,23 +65,12 @@ class BootSectorTests(VmCase):
         qemu.start()
         await qemu.until_counting()
         qemu.rein()
-        await self.until_still(qemu)
+        await qemu.until_still()
         memory = qemu.ram.read_bytes()
         await pause(0.2)
         self.assertEqual(qemu.ram.read_bytes(), memory)
         qemu.rein()
         await qemu.until_counting()
-
-    async def until_still(self, qemu: Qemu) -> None:
-        last = -1
-
-        async def is_still() -> bool:
-            nonlocal last
-            before, last = last, qemu.count_in_memory()
-            await pause(0.1)
-            return before == last
-
-        await until(is_still, "the guest stands still")
 
     async def test_it_writes_all_over_its_memory(self) -> None:
         qemu = self.machine(guest.flood(ram=64))
