@@ -42,7 +42,7 @@ from ftd.wire.errors import ErrorCode
 _WARM: Final = 4 * 1024 * 1024
 
 #: What every record of these kinds may have as its flags.
-_ENCODINGS: Final[Mapping[int, tuple[Encoding, ...]]] = {
+ENCODINGS: Final[Mapping[int, tuple[Encoding, ...]]] = {
     RecordKind.CHECKPOINT: (Encoding.RAW,),
     RecordKind.PAGES: (Encoding.RAW, Encoding.ZSTD),
     RecordKind.ZEROS: (Encoding.RAW,),
@@ -143,7 +143,7 @@ class RecordReader:
 
     def _read_header(self) -> None:
         number, version, flags, self._length = RECORD_HEADER.unpack(self._room)
-        if version != RECORD_VERSION or flags not in _ENCODINGS.get(number, ()):
+        if version != RECORD_VERSION or flags not in ENCODINGS.get(number, ()):
             raise _damaged(
                 f"a record of kind {number}, version {version}, flags {flags:#x} is not known; both sides need the"
                 " same ftd"
@@ -151,11 +151,7 @@ class RecordReader:
         kind = RecordKind(number)
         self._encoding = Encoding(flags)
         if (self.header is None) != (kind is RecordKind.CHECKPOINT):
-            raise _misplaced(
-                f"a {kind.name.lower()} record before the checkpoint record"
-                if self.header is None
-                else "a second checkpoint record"
-            )
+            raise _misplaced(f"{kind.name} stands before CHECKPOINT" if self.header is None else "a second CHECKPOINT")
         self._begin[kind](self)
 
     def _begin_checkpoint(self) -> None:
@@ -216,7 +212,7 @@ class RecordReader:
 
     def _begin_device(self) -> None:
         if self._has_device:
-            raise _misplaced("a second device record")
+            raise _misplaced("a second DEVICE")
         self._has_device = True
         if self._length < DEVICE_SIZE.size:
             raise _damaged(f"a device record of {self._length} bytes")
@@ -240,7 +236,7 @@ class RecordReader:
 
     def _begin_end(self) -> None:
         if not self._has_device:
-            raise _misplaced("an end record before the device record")
+            raise _misplaced("END stands before DEVICE")
         self._check_length(END_COUNTS.size, END_COUNTS.size)
         self._expect(self._small[: END_COUNTS.size], self._read_end)
 

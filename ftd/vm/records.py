@@ -133,7 +133,7 @@ class CheckpointHeader:
 _TEXTS: Final = ("generation", "uuid", "machine", "fingerprint", "qemu_version")
 
 #: The longest text in a checkpoint record, in characters.
-_MAX_TEXT: Final = 256
+MAX_TEXT: Final = 256
 
 #: The most RAM backends of a VM.
 _MAX_BACKENDS: Final = 256
@@ -153,8 +153,8 @@ def _number(document: Mapping[str, object], name: str, least: int) -> int:
 def _text(document: Mapping[str, object], name: str) -> str:
     value = document.get(name)
     # What cannot be printed must not reach a log; that includes halves of surrogate pairs, which JSON can spell.
-    if not isinstance(value, str) or not value.isprintable() or len(value) > _MAX_TEXT:
-        raise _damaged(f"the checkpoint record's {name} is no text of at most {_MAX_TEXT} characters")
+    if not isinstance(value, str) or not value.isprintable() or len(value) > MAX_TEXT:
+        raise _damaged(f"the checkpoint record's {name} is no text of at most {MAX_TEXT} characters")
     return value
 
 
