@@ -77,16 +77,17 @@ class PromotionTests(VmCase):
         self.assertEqual((printed.code, printed.out), (0, said))
         self.assertEqual(self.standby.promotions, [True])
 
-    def test_it_is_waited_for(self) -> None:
+    def test_they_are_waited_for(self) -> None:
         """As long as it takes."""
-        promoting: Deferred[None] = Deferred()
-        self.patch(self.standby, "promote", lambda _: promoting)
-        self.ftdctl("promote", "vm-standby")
-        self.pump(600)
-        self.assertFalse(self.running is None or self.running.called)
-        promoting.callback(None)
-        self.pump()
-        self.assertTrue(self.running is not None and self.running.called)
+        for command in ("promote", "demote"):
+            waiting: Deferred[None] = Deferred()
+            self.patch(self.standby, command, lambda *_, waiting=waiting: waiting)
+            self.ftdctl(command, "vm-standby")
+            self.pump(600)
+            self.assertFalse(self.running is None or self.running.called, command)
+            waiting.callback(None)
+            self.pump()
+            self.assertTrue(self.running is not None and self.running.called, command)
 
     def test_demote(self) -> None:
         """Of a primary."""
