@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import mmap
 import os
 import platform
 import signal
@@ -295,13 +296,12 @@ class _Borrowed:
 
         :raises Refused: one of them failed; what the others did is undone.
         """
-        with _Quiet(self._thread):
-            private_anonymous = 0x22
-            scratch = self._call("mmap", 0, _SCRATCH, 3, private_anonymous, -1, 0)
-            try:
-                self._register(scratch, ranges)
-            finally:
-                self._call("munmap", scratch, _SCRATCH)
+        protection, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        scratch = self._call("mmap", 0, _SCRATCH, protection, flags, -1, 0)
+        try:
+            self._register(scratch, ranges)
+        finally:
+            self._call("munmap", scratch, _SCRATCH)
 
     def _register(self, scratch: int, ranges: Sequence[tuple[int, int]]) -> None:
         flags = os.O_CLOEXEC | os.O_NONBLOCK
@@ -332,12 +332,13 @@ class _Borrowed:
         """
         :raises OSError: what the system call gives.
         """
-        try:
-            self._set_registers(self._architecture.call(self._saved, self._instruction, name, *arguments))
-            self._step()
-            result = self._registers()[self._architecture.result]
-        finally:
-            self._set_registers(self._saved)
+        with _Quiet(self._thread):
+            try:
+                self._set_registers(self._architecture.call(self._saved, self._instruction, name, *arguments))
+                self._step()
+                result = self._registers()[self._architecture.result]
+            finally:
+                self._set_registers(self._saved)
         value = result - (1 << 64) if result >> 63 else result
         if -4096 < value < 0:
             raise OSError(-value, f"{name} inside QEMU: {os.strerror(-value)}")
@@ -370,7 +371,7 @@ class _Borrowed:
 
 
 class _Quiet:
-    """Signals wait while a thread is borrowed, but for the one that ends a step."""
+    """Signals wait while a thread makes a call, but for the one that ends the step."""
 
     def __init__(self, thread: int) -> None:
         self._thread = thread
