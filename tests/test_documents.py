@@ -41,8 +41,10 @@ class Step:
 
 def blocks(text: str, language: str) -> Iterator[str]:
     """The code blocks of a language."""
-    for match in re.finditer(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-        yield match[1]
+    # All are read, so that the end of a block in another language is not taken for the beginning of one in none.
+    for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        if match[1] == language:
+            yield match[2]
 
 
 def steps(block: str) -> list[Step]:
