@@ -52,11 +52,11 @@ class VmPrimaryPair(PrimaryPair):
     def start(self) -> Deferred[None]:
         """See `Pair`."""
         self._vm_side.start()
-        return succeed(None) if self._vm_side.is_fenced else super().start()
+        return succeed(None)
 
     def stop(self) -> Deferred[None]:
         """Let go of the guest, which runs on, then end as any primary does."""
-        return self._vm_side.stop().addCallback(lambda _: PrimaryPair.stop(self))
+        return self._vm_side.stop().addCallback(lambda _: super(VmPrimaryPair, self).stop())
 
     def reset(self) -> Deferred[None]:
         """See `IPair`."""

@@ -132,7 +132,9 @@ class DeviceStream:
             self._fail(Failure())
 
     def connectionLost(self, reason: Any) -> None:
-        """The reactor cannot read it."""
+        """QEMU has closed its end; what it wrote before that is still in the pipe."""
+        if self._reading >= 0:
+            self.doRead()
         if self._reading >= 0:
             self._fail(reason)
 

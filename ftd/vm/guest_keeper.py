@@ -15,10 +15,14 @@ from ftd.config import PairConfig
 from ftd.errors import FtdError
 from ftd.vm.errors import QmpClosed, QmpTimeout, VmError
 from ftd.vm.guest import Guest, attach, put_right
+from ftd.vm.processes import Processes, ProcessIdentity
 from ftd.vm.qmp import Qmp
 from ftd.vm.qmp_connection import QmpConnection
 from ftd.vm.stop_marker import StopMarker, Stopped
 from ftd.vm.surroundings import VmSurroundings
+
+#: Seconds between two looks at whether a QEMU whose QMP is gone still lives.
+_CHECK_END = 0.1
 
 #: Seconds after which a VM that cannot be protected is looked at again: somebody may have changed it.
 _LOOK_AGAIN = 5.0
@@ -43,6 +47,9 @@ class GuestOwner(TypingProtocol):
     def qemu_lost(self, why: str) -> None:
         """QMP is gone.  ``guest`` stays until `GuestKeeper.let_go`."""
 
+    def qemu_ended(self) -> None:
+        """Its process is gone too, and the VM with it."""
+
     async def idle(self) -> None:
         """Wait until nobody works with the guest that was there before."""
 
@@ -55,15 +62,24 @@ class GuestKeeper:
 
     log = Logger()
 
-    def __init__(self, config: PairConfig, around: VmSurroundings, marker: StopMarker, owner: GuestOwner) -> None:
+    def __init__(
+        self,
+        config: PairConfig,
+        around: VmSurroundings,
+        marker: StopMarker,
+        owner: GuestOwner,
+        processes: Processes,
+    ) -> None:
         self.qmp: Qmp | None = None
         self.guest: Guest | None = None
         self._config = config
         self._around = around
         self._marker = marker
         self._owner = owner
-        self._process: int | None = None
+        self._processes = processes
+        self._process: ProcessIdentity | None = None
         self._again: IDelayedCall | None = None
+        self._end_check: IDelayedCall | None = None
         self._is_ending = False
         self._connection = QmpConnection(
             around.reactor,
@@ -82,7 +98,8 @@ class GuestKeeper:
     def stop(self) -> Deferred[None]:
         """Let go of the guest, which stays as it is."""
         self._is_ending = True
-        self._cancel_again()
+        _cancel(self._again)
+        _cancel(self._end_check)
         self.let_go()
         return self._connection.stop()
 
@@ -112,14 +129,24 @@ class GuestKeeper:
 
     def _connected(self, qmp: Qmp) -> None:
         self.qmp = qmp
-        was, self._process = self._process, qmp.peer_pid
-        self._owner.qemu_found(is_another=was is not None and was != qmp.peer_pid)
+        _cancel(self._end_check)
+        was, self._process = self._process, self._processes.identity(qmp.peer_pid or 0)
+        self._owner.qemu_found(is_another=was is not None and was != self._process)
         self._spawn(self._attach(qmp))
 
     def _lost(self, why: str) -> None:
         self.qmp = None
-        self._cancel_again()
+        _cancel(self._again)
         self._owner.qemu_lost(why)
+        self._check_end()
+
+    def _check_end(self) -> None:
+        """A QEMU that ends is there for a little while after its connections are gone."""
+        process = self._process
+        if process is None or self._processes.identity(process.pid) != process:
+            self._owner.qemu_ended()
+        else:
+            self._end_check = self._around.reactor.callLater(_CHECK_END, self._check_end)
 
     def _not_found(self, why: str) -> None:
         if self.qmp is None and self._process is None:
@@ -159,10 +186,6 @@ class GuestKeeper:
         """Whether it still is: getting hold of it has taken a while."""
         return guest.qmp is self.qmp and self.guest is None and not self._owner.is_fenced and not self._is_ending
 
-    def _cancel_again(self) -> None:
-        if self._again is not None and self._again.active():
-            self._again.cancel()
-
     def _spawn(self, act: Coroutine[Deferred[Any], Any, None]) -> None:
         Deferred.fromCoroutine(act).addErrback(self._failed)
 
@@ -172,3 +195,8 @@ class GuestKeeper:
         else:
             self.log.failure("while getting hold of a VM", failure)
             self._owner.cannot_attach("an error in ftd; the log says which")
+
+
+def _cancel(timer: IDelayedCall | None) -> None:
+    if timer is not None and timer.active():
+        timer.cancel()

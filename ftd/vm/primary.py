@@ -27,11 +27,12 @@ from ftd.config import PairConfig, SecondaryLoss
 from ftd.errors import FtdError, NotInState, PairFailed
 from ftd.status import Commit, VmState, VmStatus
 from ftd.vm.carrier import Carrier
-from ftd.vm.errors import QmpClosed, QmpError, QmpTimeout
+from ftd.vm.errors import QmpClosed, QmpError, QmpTimeout, VmError
 from ftd.vm.fence import Fence
 from ftd.vm.gates import Gates
 from ftd.vm.guest import Guest
 from ftd.vm.guest_keeper import GuestKeeper
+from ftd.vm.processes import Processes, SystemProcesses
 from ftd.vm.replication import Figures, Replication, encoding_choice
 from ftd.vm.schedule import Due, Schedule
 from ftd.vm.stop_marker import StopMarker, Stopped
@@ -45,13 +46,21 @@ _RETRY_FIRST, _RETRY_MOST = 0.05, 1.0
 class VmPrimary:
     """
     :param directory: for what outlives ftd: the fence and the stop marker.
+    :param processes: those of this host, unless it is a test.
     :raises OSError: if it cannot be used.
     """
 
     log = Logger()
 
     def __init__(
-        self, config: PairConfig, carrier: Carrier, around: VmSurroundings, gates: Gates, *, directory: Path
+        self,
+        config: PairConfig,
+        carrier: Carrier,
+        around: VmSurroundings,
+        gates: Gates,
+        *,
+        directory: Path,
+        processes: Processes | None = None,
     ) -> None:
         self.state = VmState.UNPROTECTED
         self.reason = f"QEMU has not been found at {config.qemu_qmp} yet"
@@ -62,10 +71,11 @@ class VmPrimary:
         self._gates = gates
         self._fence = Fence(directory / "fenced")
         self._marker = StopMarker(directory / "stopped")
-        self._keeper = GuestKeeper(config, around, self._marker, self)
+        self._keeper = GuestKeeper(config, around, self._marker, self, processes or SystemProcesses())
         self._schedule = Schedule(config.qemu_interval, carrier, around.reactor, self._why_not_ready)
         self._choice = encoding_choice(config)
         self._figures = Figures()
+        self._dials = False
         self._has_session = False
         self._link_problem = "the standby has not been reached yet"
         # The newest checkpoint that the standby has and from which on this guest's dirty pages are known.
@@ -94,8 +104,6 @@ class VmPrimary:
     def start(self) -> None:
         """Look for QEMU and let it connect its NICs.  :raises VmError: if a gate cannot be set up."""
         self._gates.start()
-        if not self.is_fenced:
-            self._wait_for_contact()
         self._keeper.start()
 
     def stop(self) -> Deferred[None]:
@@ -202,11 +210,11 @@ class VmPrimary:
     def status(self) -> VmStatus:
         """For the API."""
         guest, figures = self._keeper.guest, self._figures
-        at = figures.committed_at
+        at, newest = figures.committed_at, self._standby_has
         return VmStatus(
             status=self.state,
-            generation=self._base.generation if self._base is not None else None,
-            checkpoint=self._base.sequence if self._base is not None else 0,
+            generation=newest.generation if newest is not None else None,
+            checkpoint=newest.sequence if newest is not None else 0,
             interval_ms=self._schedule.interval * 1000,
             protection=self.is_wanted,
             run_state=guest.run_state if guest is not None else None,
@@ -230,6 +238,8 @@ class VmPrimary:
         if is_another:
             # What the one before has sent must never be seen: it is dead, and no standby knows of it.
             self._gates.discard()
+        if not self.is_fenced and not self._is_ending and not self._dials:
+            self._dial()
         self._let_out_unprotected()
 
     def attached(self, guest: Guest) -> None:
@@ -247,12 +257,24 @@ class VmPrimary:
 
     def qemu_lost(self, why: str) -> None:
         """See `GuestOwner`.  What is held stays so: if the guest has died, it has said what no standby knows."""
-        self._schedule.lost()
         if not self.is_fenced and not self._is_ending:
-            has = f"; the standby has checkpoint {self._base.sequence}" if self._base is not None else ""
-            self._tell(VmState.UNPROTECTED, why + has)
+            self._tell(VmState.UNPROTECTED, why)
+        self._schedule.lost()
         if self._job is None:
             self._let_go()
+
+    def qemu_ended(self) -> None:
+        """See `GuestOwner`.  A primary without a VM is none: its standby may take over without being forced to."""
+        _cancel(self._loss_timer)
+        self._hang_up()
+        if not self.is_fenced:
+            newest = self._standby_has
+            has = (
+                f"the standby has checkpoint {newest.sequence} and can be promoted, or"
+                if newest is not None
+                else "to go on"
+            )
+            self._tell(VmState.UNPROTECTED, f"QEMU has ended; {has} start QEMU again")
 
     def _let_go(self) -> None:
         self._base = None
@@ -268,14 +290,13 @@ class VmPrimary:
         if not guest.is_running and not guest.is_on_hold:
             self._tell(self.state, f"the guest is {guest.run_state}; `cont` in QEMU's monitor lets it go on")
             return
-        job = self._job = Deferred.fromCoroutine(self._protect(guest))
-        job.addErrback(lambda failure: self.log.failure("protecting a VM", failure))
-        job.addBoth(lambda _: self._job_ended(guest))
+        self._job = Deferred.fromCoroutine(self._protect(guest))
+        self._job.addCallback(lambda _: self._job_ended(guest))
 
     def _may_go_on(self, guest: Guest) -> bool:
         return (
             guest is self._keeper.guest
-            and guest.qmp is self._keeper.qmp
+            and guest.qmp.is_open
             and self._has_session
             and self.is_wanted
             and not self.is_fenced
@@ -292,6 +313,9 @@ class VmPrimary:
                     await self._checkpoint(replication, due)
         except FtdError as error:
             self._checkpoint_failed(guest, error)
+        except Exception:
+            self.log.failure("while protecting a VM")
+            self._checkpoint_failed(guest, VmError("an error in ftd; the log says which"))
         finally:
             self._replication = None
             self._schedule.refuse_asked()
@@ -453,7 +477,7 @@ class VmPrimary:
         except QmpError as error:
             problem = problem or error
         self._let_go()
-        self._carrier.hang_up()
+        self._hang_up()
         if problem is not None:
             self._tell(VmState.FENCED, f"{reason} ({problem})")
             raise problem
@@ -463,14 +487,23 @@ class VmPrimary:
         self._tell(VmState.UNPROTECTED, self._why_not())
         if self._keeper.qmp is not None:
             await self._keeper.qmp.execute("cont")
-        self._keeper.attach()
-        self._carrier.resume_dialing()
-        self._wait_for_contact()
+            self._keeper.attach()
+            self._dial()
 
-    # What the outside sees
+    # The link, and what the outside sees
 
-    def _wait_for_contact(self) -> None:
+    def _dial(self) -> None:
+        """There is a VM, and maybe a standby, which may have taken over meanwhile."""
+        self._dials = True
+        self._gates.close()
         self._contact_timer = self._around.reactor.callLater(self._config.dead_time, self._contact)
+        self._carrier.resume_dialing()
+
+    def _hang_up(self) -> None:
+        _cancel(self._contact_timer)
+        if self._dials:
+            self._dials = False
+            self._carrier.hang_up()
 
     def _contact(self) -> None:
         """The standby was heard and has not taken over, or it is not there to be heard."""

@@ -106,6 +106,7 @@ class FakeTracker:
     """Says that these pages were written."""
 
     name = "fake"
+    why_not = ""
     collects_while_running = True
 
     def __init__(self) -> None:
@@ -138,7 +139,7 @@ class DirtyPagesTests(SynchronousTestCase):
         """Pages are written and looked for."""
         self.tracker.written += written
         self.dirty.find()
-        return self.dirty.unsent.tolist()
+        return [int(number) for number in self.dirty.unsent]
 
     def test_found_pages_add_up_until_they_are_taken(self) -> None:
         self.assertEqual(self.find(3, 1), [1, 3])
