@@ -11,18 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 
+from ftd.config import NetConfig
 from ftd.vm.netgate_frames import BadFrame, FrameQueue, NetGateError
 from ftd.vm.netgate_lines import ILine, StreamLine
 from ftd.vm.netgate_sockets import Sockets
 from ftd.vm.netgate_uplinks import ITap, TapEnd, TapLine
-
-if TYPE_CHECKING:
-    from ftd.config import NetConfig
 
 __all__ = ["BadFrame", "GateState", "NetGate", "NetGateError"]
 
@@ -124,7 +122,7 @@ class NetGate:
         self._reactor = reactor
         self.state = GateState.CLOSED
         self.epoch = 1
-        self._name = f"{name} qemu-net-{config.id}".strip()
+        self._name = f"{name} {config.key}".strip()
         self._notify = changed
         self._outward = _Flow(held_limit)
         self._inward = _Flow(_INWARD_LIMIT)

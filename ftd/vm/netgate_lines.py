@@ -216,7 +216,7 @@ class StreamLine:
         if self._door is None or self._watched_door is None or self.is_up:
             return
         try:
-            end, _address = self._door.accept()
+            end = self._door.accept()
         except BlockingIOError:
             self._watched_door.watch(reading=True, writing=False)
         except OSError as error:

@@ -43,16 +43,32 @@ class IEnd(Protocol):
 
 
 class IDoor(Protocol):
-    """What takes calls, as a non-blocking listening socket does."""
+    """What takes calls without waiting for one."""
 
     def fileno(self) -> int:
         """The file descriptor."""
 
-    def accept(self) -> tuple[IEnd, object]:
+    def accept(self) -> IEnd:
         """Who calls.  :raises BlockingIOError: if nobody does."""
 
     def close(self) -> None:
         """Give the file descriptor up."""
+
+
+class _Door:
+    """A listening socket."""
+
+    def __init__(self, listening: socket.socket) -> None:
+        self._listening = listening
+        self.fileno = listening.fileno
+        self.close = listening.close
+
+    def accept(self) -> IEnd:
+        """See `IDoor`."""
+        end, _address = self._listening.accept()
+        # It does not inherit that from the one that listens.
+        end.setblocking(False)
+        return end
 
 
 class Sockets:
@@ -78,7 +94,7 @@ class Sockets:
                 f"cannot listen at {path}: {reason_of(error)}; its directory has to exist, and ftd has to be allowed to"
                 " write there"
             ) from None
-        return listening
+        return _Door(listening)
 
     def dial(self, path: str) -> IEnd:
         """
