@@ -22,6 +22,7 @@ from typing import Final
 import attrs
 import numpy as np
 import xxhash
+from attrs.validators import ge
 from numpy.typing import NDArray
 
 from ftd.sinks.sink import SinkError, cannot_store
@@ -48,7 +49,7 @@ class Extent:
     :ivar xxh3: of these, as a number.
     """
 
-    size: int
+    size: int = attrs.field(validator=ge(0))
     xxh3: int
 
 

@@ -32,6 +32,7 @@ from typing import Final, Protocol
 
 import attrs
 import numpy as np
+from attrs.validators import in_, instance_of
 from numpy.typing import NDArray
 from twisted.logger import Logger
 
@@ -80,14 +81,14 @@ class HeldCheckpoint:
     """
 
     header: CheckpointHeader
-    slot: int
-    is_applied: bool
-    id: int
-    xxh3: str
-    bytes: int
-    committed_at: float
+    slot: int = attrs.field(validator=in_((0, 1)))
+    is_applied: bool = attrs.field(validator=instance_of(bool))
+    id: int = attrs.field(validator=instance_of(int))
+    xxh3: str = attrs.field(validator=instance_of(str))
+    bytes: int = attrs.field(validator=instance_of(int))
+    committed_at: float = attrs.field(validator=instance_of((int, float)))
     ram_files: tuple[str, ...]
-    boot: str
+    boot: str = attrs.field(validator=instance_of(str))
     extents: tuple[Extent, Extent, Extent]
 
     def to_text(self) -> str:
@@ -104,12 +105,9 @@ class HeldCheckpoint:
             found["header"] = CheckpointHeader.from_json(found["header"])
             found["ram_files"] = tuple(found["ram_files"])
             pages, index, device = (Extent(int(extent["size"]), int(extent["xxh3"])) for extent in found["extents"])
-            held = cls(**{**found, "extents": (pages, index, device)})
+            return cls(**{**found, "extents": (pages, index, device)})
         except (SinkError, AttributeError, KeyError, OverflowError, TypeError, RecursionError) as error:
             raise ValueError(f"it is damaged ({error})") from None
-        if held.slot not in (0, 1) or any(extent.size < 0 for extent in held.extents):
-            raise ValueError("it is damaged")
-        return held
 
 
 class StandbyStore:
