@@ -160,6 +160,7 @@ class StatusTests(VmCase):
         self.pump()
         self.pump(0.5)
         self.assertIn("    checkpoint 13 of 1.2 MiB, lag 510 ms, held 13 frames, 3.9 KiB", self.printed())
+        self.assertEqual(self.interrupt(), 130)
 
 
 class LiveTests(VmCase):
@@ -178,6 +179,7 @@ class LiveTests(VmCase):
         self.pump()
         self.pump(0.5)
         self.assertIn("checkpoint 13 of 4.0 KiB, lag 530 ms", self.out.getvalue())
+        self.assertEqual(self.interrupt(), 130)
 
 
 class ViewTests(SynchronousTestCase):
