@@ -130,8 +130,8 @@ class QmpConnection:
         assert self._protocol is not None
         if not self._protocol.greeting:
             self._is_down(
-                f"QEMU has not greeted on {self.path} within {self._limit:g} s: somebody else is connected (it serves one"
-                " at a time), or it hangs; give ftd a -qmp socket of its own, or have the other disconnect"
+                f"QEMU has not greeted on {self.path} within {self._limit:g} s: somebody else is connected (it serves"
+                " one at a time), or it hangs; give ftd a -qmp socket of its own, or have the other disconnect"
             )
 
     def _negotiated(self, qmp: Qmp) -> None:
