@@ -2,11 +2,13 @@
 Three system calls inside a running QEMU, which no other process can make for it: ``userfaultfd``, ``UFFDIO_API`` and
 ``UFFDIO_REGISTER`` of the guest's RAM for asynchronous write protection.
 
-One thread of QEMU is borrowed by ``ptrace``: it is interrupted, its registers are kept, and it is let run for one
-instruction at a time, each time a system call out of code that QEMU has mapped anyway.  It gets its registers back
-after every one of them, so only somebody who kills the injector within those few microseconds can hurt it; whenever
-else the injector dies, the kernel detaches it and QEMU runs on.  All signals but the step's own are kept from the
-thread meanwhile.  The file descriptor stays open in QEMU: the registration lives as long as QEMU, whatever becomes of
+One thread of QEMU is borrowed by ``ptrace``: it is interrupted, its registers are kept, and it is let run from one
+edge of a system call to the other (PTRACE_SYSCALL), out of code that QEMU has mapped anyway.  It gets its registers
+back after every call, so only somebody who kills the injector within those few microseconds can hurt it; whenever else
+the injector dies, the kernel detaches it and QEMU runs on.  (Not so with PTRACE_SINGLESTEP: when the tracer dies, the
+kernel leaves the thread's trap flag set, and the next instruction kills QEMU.)  All signals are kept from the thread
+during a call; that the kernel restarts the call which was interrupted is seen to by the detaching, which makes it look
+at that once more.  The file descriptor stays open in QEMU: the registration lives as long as QEMU, whatever becomes of
 ftd, and the next ftd finds it.
 
 That is done in a process of its own (``python -m ftd.vm.inject``): ``ptrace`` is bound to a thread, stops are waited
@@ -57,8 +59,8 @@ _FEATURES: Final = 1 << 15 | 1 << 13 | 1 << 12
 _UFFD_USER_MODE_ONLY: Final = 1
 
 _PTRACE_CONT: Final = 7
-_PTRACE_SINGLESTEP: Final = 9
 _PTRACE_DETACH: Final = 17
+_PTRACE_SYSCALL: Final = 24
 _PTRACE_GETREGSET: Final = 0x4204
 _PTRACE_SETREGSET: Final = 0x4205
 _PTRACE_SEIZE: Final = 0x4206
@@ -66,6 +68,9 @@ _PTRACE_INTERRUPT: Final = 0x4207
 _PTRACE_GETSIGMASK: Final = 0x420A
 _PTRACE_SETSIGMASK: Final = 0x420B
 _PTRACE_EVENT_STOP: Final = 128
+_PTRACE_O_TRACESYSGOOD: Final = 1
+#: The stop at an edge of a system call, by that option.
+_SYSCALL_STOP: Final = signal.SIGTRAP | 0x80
 _NT_PRSTATUS: Final = 1
 _WALL: Final = 0x40000000
 
@@ -265,7 +270,7 @@ def _stop(thread: int) -> bool:
 
     :raises Refused: the whole process is stopped.
     """
-    _ptrace(_PTRACE_SEIZE, thread)
+    _ptrace(_PTRACE_SEIZE, thread, data=_PTRACE_O_TRACESYSGOOD)
     _ptrace(_PTRACE_INTERRUPT, thread)
     until = time.monotonic() + STOP_LIMIT
     while (status := _wait(thread, until - time.monotonic())) is not None:
@@ -335,27 +340,29 @@ class _Borrowed:
         with _Quiet(self._thread):
             try:
                 self._set_registers(self._architecture.call(self._saved, self._instruction, name, *arguments))
-                self._step()
+                self._to_edge()
+                self._to_edge()
                 result = self._registers()[self._architecture.result]
             finally:
                 self._set_registers(self._saved)
         value = result - (1 << 64) if result >> 63 else result
         if -4096 < value < 0:
-            raise OSError(-value, f"{name} inside QEMU: {os.strerror(-value)}")
+            raise OSError(-value, os.strerror(-value))
         return value
 
-    def _step(self) -> None:
+    def _to_edge(self) -> None:
+        """Let it run until it enters the system call, or leaves it."""
         while True:
-            _ptrace(_PTRACE_SINGLESTEP, self._thread)
+            _ptrace(_PTRACE_SYSCALL, self._thread)
             # However long it takes: a thread that is left within the call runs on with the wrong registers.
             status = None
             while status is None:
                 status = _wait(self._thread, STOP_LIMIT)
             if not os.WIFSTOPPED(status):
                 raise Refused(f"QEMU, thread {self._thread}, has ended")
-            if status >> 16 != _PTRACE_EVENT_STOP:
+            if os.WSTOPSIG(status) == _SYSCALL_STOP:
                 return
-            # The whole process is being stopped, or let go on: this step is still to be made.
+            # The whole process is being stopped, or let go on: the edge is still to come.
 
     def _registers(self) -> list[int]:
         words = (ctypes.c_uint64 * self._architecture.registers)()
@@ -371,7 +378,7 @@ class _Borrowed:
 
 
 class _Quiet:
-    """Signals wait while a thread makes a call, but for the one that ends the step."""
+    """Signals wait while a thread makes a call."""
 
     def __init__(self, thread: int) -> None:
         self._thread = thread
@@ -379,7 +386,7 @@ class _Quiet:
 
     def __enter__(self) -> None:
         _ptrace(_PTRACE_GETSIGMASK, self._thread, 8, ctypes.addressof(self._mask))
-        blocked = ctypes.c_uint64((1 << 64) - 1 & ~(1 << (signal.SIGTRAP - 1)))
+        blocked = ctypes.c_uint64((1 << 64) - 1)
         _ptrace(_PTRACE_SETSIGMASK, self._thread, 8, ctypes.addressof(blocked))
 
     def __exit__(self, *_: object) -> None:
@@ -392,7 +399,7 @@ def _why_unregistered(error: OSError) -> str:
             "QEMU's memory is registered for something else (a post-copy migration, a background snapshot): wait until"
             " that is over, or restart QEMU"
         )
-    return f"the RAM cannot be registered: {error.strerror}; it has to be a file on tmpfs or hugetlbfs"
+    return f"QEMU's memory cannot be registered: {error.strerror}; use another way of finding dirty pages"
 
 
 def _ptrace(request: int, thread: int, address: int = 0, data: int = 0) -> None:

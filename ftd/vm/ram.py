@@ -150,6 +150,9 @@ class GuestRam:
     def __init__(self, backends: Sequence[Backend], *, writable: bool) -> None:
         if not backends:
             raise CannotProtect("the VM has no RAM that is shared; give it a memory-backend-file with share=on")
+        for backend in backends:
+            if backend.size % PAGE:
+                raise CannotProtect(f"the size of the backend {backend.id} is no multiple of {PAGE}; make it one")
         self.backends = tuple(backends)
         self.bytes = sum(backend.size for backend in self.backends)
         self.pages = self.bytes // PAGE
@@ -188,7 +191,7 @@ class GuestRam:
             ) from error
         if not stat.S_ISREG(found.st_mode):
             raise CannotProtect(f"{where}, is not a file; give mem-path a file, such as one in /dev/shm")
-        if found.st_size < backend.size or backend.size % PAGE:
+        if found.st_size < backend.size:
             raise CannotProtect(
                 f"{where}, has {found.st_size} bytes where QEMU says {backend.size}; is it another VM's, or not in use?"
             )
