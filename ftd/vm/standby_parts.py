@@ -90,7 +90,7 @@ def standby_parts(
         ),
         gates=Gates(tuple(gates)),
         processes=SystemProcesses(),
-        discover=discover,
+        discover=partial(discover, standby=True),
         load=load,
         open_ram=partial(GuestRam, writable=True),
     )
