@@ -472,6 +472,10 @@ class _UnixConnector:
         self.factory = factory
         self._reactor = reactor
 
+    def getDestination(self) -> UNIXAddress:  # noqa: N802 (Twisted's name)
+        """Where to."""
+        return UNIXAddress(self.path)
+
     def stopConnecting(self) -> None:
         """Give up."""
         if self in self._reactor.unix_dialling:
@@ -490,7 +494,7 @@ class QmpReactor(MemoryReactor):
         self.qemus: dict[str, FakeQemu] = {}
         self.unix_dialling: list[_UnixConnector] = []
 
-    def connectUNIX(self, address: str | bytes, factory: Any, **_: Any) -> _UnixConnector:  # noqa: N802 - Twisted's name
+    def connectUNIX(self, address: str | bytes, factory: Any, **_: Any) -> _UnixConnector:  # noqa: N802 (Twisted's name)
         """See `IReactorUNIX`."""
         connector = _UnixConnector(self, os.fsdecode(address), factory)
         factory.doStart()
