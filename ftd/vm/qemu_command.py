@@ -80,6 +80,7 @@ class QemuCommand:
         self._starts: deque[float] = deque(maxlen=STARTS_A_MINUTE)
         self._failures = 0
         self._not_before = 0.0
+        self._probe_after = 0.0
 
     # What its owner calls
 
@@ -95,7 +96,11 @@ class QemuCommand:
             self._timer = None
 
     def want(self, is_wanted: bool) -> None:
-        """Whether there should be one."""
+        """Whether there should be one.  If there should be one again, what became of earlier ones counts no more."""
+        if is_wanted and not self._is_wanted:
+            self._starts.clear()
+            self._failures = 0
+            self._not_before = 0.0
         self._is_wanted = is_wanted
         if not is_wanted:
             self._say("")
@@ -103,6 +108,7 @@ class QemuCommand:
     def connected(self) -> None:
         """QMP answers."""
         self._is_connected = True
+        self._probe_after = 0.0
         self._say("")
 
     def lost(self) -> None:
@@ -113,15 +119,10 @@ class QemuCommand:
         """The QEMU that it has started is what was wanted: should it end, another one is started at once."""
         self._failures = 0
 
-    def kill(self) -> None:
-        """End the one that was started, if it still lives.  :raises PermissionError: if that is not allowed."""
-        if self._process is not None:
-            self._processes.kill(self._process)
-
     @property
-    def is_alive(self) -> bool:
-        """Whether the one that was started, by this ftd or the one before, still lives."""
-        return self._process is not None and self._processes.identity(self._process.pid) == self._process
+    def process(self) -> ProcessIdentity | None:
+        """The one that was started last, by this ftd or the one before; it may have ended."""
+        return self._process
 
     def last_words(self) -> str:
         """The last line that the latest one has said; empty if it has said nothing."""
@@ -142,15 +143,15 @@ class QemuCommand:
         if not self._is_wanted or self._is_connected:
             return
         if self._process is not None:
-            if self.is_alive:
+            if self._processes.identity(self._process.pid) == self._process:
                 self._watch(self._process)
                 return
             self._note_end(self._process)
-        if self._clock.seconds() < self._not_before:
+        if self._clock.seconds() < max(self._not_before, self._probe_after):
             return
         if self._processes.somebody_listens(self._qmp_path):
             # Every try leaves an entry in the queue of a QEMU that hangs or has another client.
-            self._not_before = self._clock.seconds() + _LISTENER_WAIT
+            self._probe_after = self._clock.seconds() + _LISTENER_WAIT
             return
         self._launch()
 

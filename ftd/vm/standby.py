@@ -21,7 +21,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, TimeoutError, fail
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -285,6 +285,9 @@ class VmStandby(StandbySink):
             if state != "inmigrate" and self._phase is _Phase.STANDING_BY:
                 await self._distrust_ram_of(qmp)
             await self._make_ready(qmp)
+        elif state == "running":
+            # Also where that was not known before.
+            self._reason = ""
         elif self._can_finish and state == "inmigrate":
             await self._make_ready(qmp)
             self._begin(_Phase.PROMOTING, self._take_over(is_marked=True)).addErrback(self._log_failure, _FINISHING)

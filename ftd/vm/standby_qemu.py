@@ -151,38 +151,33 @@ class StandbyQemu:
         :raises VmError: if it lives on, or nobody knows.
         """
         qmp = self.qmp
+        # Those that are there now: another one may come meanwhile.
+        started = self.command.process if self.command is not None else None
+        processes = {process for process in (self._process, started) if process is not None}
         if qmp is not None:
             # It may have ended before it could answer.  If it has not, that is seen below.
             with suppress(QmpError):
                 await qmp.execute("quit", limit=self._limit)
             await self._until(lambda: self.qmp is not qmp)
-        elif self._process is None and self._processes.somebody_listens(self._qmp_path):
+        elif not processes and self._processes.somebody_listens(self._qmp_path):
             raise VmError(
                 f"a QEMU listens at {self._qmp_path} and does not answer ({self._connection.why_down}): whether its"
                 " guest runs is not known; kill it, and try again"
             )
-        if not await self._until(lambda: not self._is_alive()):
-            self._kill()
-            if not await self._until(lambda: not self._is_alive()):
-                number = self._process.pid if self._process is not None else "that qemu-command started"
-                raise VmError(f"QEMU, process {number}, does not end; kill it, and try again")
-        self._process = None
-
-    def _is_alive(self) -> bool:
-        if self._process is not None and self._processes.identity(self._process.pid) == self._process:
-            return True
-        return self.command is not None and self.command.is_alive
-
-    def _kill(self) -> None:
-        if self.command is None:
+        if await self._until(lambda: not any(map(self._lives, processes))):
             return
-        try:
-            if self._process is not None:
-                self._processes.kill(self._process)
-            self.command.kill()
-        except PermissionError:
-            # It lives on, which is told.
-            return
+        if self.command is not None:
+            # What is not allowed is seen below, too.
+            with suppress(PermissionError):
+                for process in processes:
+                    self._processes.kill(process)
+            if await self._until(lambda: not any(map(self._lives, processes))):
+                return
+        numbers = ", ".join(str(process.pid) for process in processes if self._lives(process))
+        raise VmError(f"QEMU, process {numbers}, does not end; kill it, and try again")
+
+    def _lives(self, process: ProcessIdentity) -> bool:
+        return self._processes.identity(process.pid) == process
 
     async def _until(self, is_so: Callable[[], bool]) -> bool:
         deadline = self._clock.seconds() + self._limit
