@@ -209,9 +209,7 @@ class TapLine:
 
     def _open(self) -> None:
         end = self._end = self._open_tap(self._tap)
-        self._watched = Watched(
-            self._reactor, end, readable=self._readable, writable=self._writable, lost=self._vanished
-        )
+        self._watched = Watched(self._reactor, end, readable=self._readable, writable=self._writable, lost=self._lost)
         self._look(end)
 
     def _look(self, end: ITap) -> None:
@@ -249,6 +247,10 @@ class TapLine:
             self._changed()
         else:
             self._vanished(reason_of(error))
+
+    def _lost(self, _reason: str) -> None:
+        # The reactor's words are those for connections.
+        self._vanished("the interface is gone")
 
     def _vanished(self, reason: str) -> None:
         self._close(f"tap {self._tap} does not work any more: {reason}; see that it is still there")
