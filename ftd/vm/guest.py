@@ -118,7 +118,9 @@ async def attach(qmp: Qmp, config: PairConfig, around: VmSurroundings, marker: S
     except BaseException:
         ram.close()
         raise
-    return Guest(qmp, vm, ram, tracker, config, around, marker)
+    guest = Guest(qmp, vm, ram, tracker, config, around, marker)
+    await around.run_in_thread(guest.staging.warm)
+    return guest
 
 
 class Guest:

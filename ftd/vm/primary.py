@@ -28,6 +28,7 @@ from ftd.errors import FtdError, NotInState, PairFailed
 from ftd.status import Commit, VmState, VmStatus
 from ftd.vm.carrier import Carrier
 from ftd.vm.errors import QmpClosed, QmpError, QmpTimeout, VmError
+from ftd.vm.exposure import Exposure
 from ftd.vm.fence import Fence
 from ftd.vm.gates import Gates
 from ftd.vm.guest import Guest
@@ -39,8 +40,11 @@ from ftd.vm.stop_marker import StopMarker, Stopped
 from ftd.vm.surroundings import VmSurroundings
 from ftd.wire.hello import LastCheckpoint
 
-#: Seconds after a checkpoint that failed; doubled each time, up to the second of them.
-_RETRY_FIRST, _RETRY_MOST = 0.05, 1.0
+#: Seconds after a checkpoint that failed; doubled each time.
+_RETRY_FIRST = 0.05
+
+#: Up to so many, for an ordinary checkpoint, and for one in the background, which may have sent all of the RAM.
+_RETRY_MOST, _RETRY_SYNC_MOST = 1.0, 30.0
 
 
 class VmPrimary:
@@ -75,7 +79,14 @@ class VmPrimary:
         self._schedule = Schedule(config.qemu_interval, carrier, around.reactor, self._why_not_ready)
         self._choice = encoding_choice(config)
         self._figures = Figures()
-        self._dials = False
+        self._exposure = Exposure(
+            gates,
+            carrier,
+            around.reactor,
+            config.dead_time,
+            is_unprotected=lambda: self.state is VmState.UNPROTECTED and not self.is_fenced,
+            may_pass=lambda: not self._holds_when_lost,
+        )
         self._has_session = False
         self._link_problem = "the standby has not been reached yet"
         # The newest checkpoint that the standby has and from which on this guest's dirty pages are known.
@@ -85,8 +96,6 @@ class VmPrimary:
         self._replication: Replication | None = None
         self._when_idle: list[Deferred[None]] = []
         self._is_ending = False
-        # While it runs nothing leaves: the standby may have taken over.
-        self._contact_timer: IDelayedCall | None = None
         self._loss_timer: IDelayedCall | None = None
         self._retry_timer: IDelayedCall | None = None
         self._retry_after = _RETRY_FIRST
@@ -99,6 +108,11 @@ class VmPrimary:
         """Whether the VM must not run, so that there is nothing to dial for."""
         return bool(self._fence.reason)
 
+    @property
+    def _holds_when_lost(self) -> bool:
+        """Whether a guest that is to be protected must not go on when it is not."""
+        return self.is_wanted and self._config.on_secondary_loss is SecondaryLoss.HOLD
+
     # Life
 
     def start(self) -> None:
@@ -109,8 +123,9 @@ class VmPrimary:
     def stop(self) -> Deferred[None]:
         """Let go of the guest, which runs on."""
         self._is_ending = True
-        for timer in (self._contact_timer, self._loss_timer, self._retry_timer):
-            _cancel(timer)
+        self._exposure.stop()
+        _cancel(self._loss_timer)
+        _cancel(self._retry_timer)
         self._schedule.lost()
         return Deferred.fromCoroutine(self._stop())
 
@@ -131,7 +146,7 @@ class VmPrimary:
         self._has_session = True
         self._standby_has = last
         _cancel(self._loss_timer)
-        self._contact()
+        self._exposure.contact()
         self._regulate()
 
     def session_lost(self, why: str, silence: float) -> None:
@@ -235,20 +250,19 @@ class VmPrimary:
 
     def qemu_found(self, is_another: bool) -> None:
         """See `GuestOwner`."""
-        if is_another:
-            # What the one before has sent must never be seen: it is dead, and no standby knows of it.
-            self._gates.discard()
-        if not self.is_fenced and not self._is_ending and not self._dials:
-            self._dial()
-        self._let_out_unprotected()
+        if not self.is_fenced and not self._is_ending:
+            self._exposure.qemu_found(is_another)
 
     def attached(self, guest: Guest) -> None:
         """See `GuestOwner`."""
         guest.on_running(self._regulate)
-        if guest.is_on_hold:
+        if not guest.is_on_hold:
+            self._tell(VmState.UNPROTECTED, self._why_not())
+        elif self._holds_when_lost:
             self._tell(VmState.HOLDING, "the guest is on hold, as before: there is no standby")
         else:
-            self._tell(VmState.UNPROTECTED, self._why_not())
+            # It was put on hold under another configuration.
+            self._spawn(guest.cont())
         self._regulate()
 
     def cannot_attach(self, why: str) -> None:
@@ -256,7 +270,8 @@ class VmPrimary:
         self._tell(VmState.FENCED if self._fence.reason else VmState.UNPROTECTED, self._fence.reason or why)
 
     def qemu_lost(self, why: str) -> None:
-        """See `GuestOwner`.  What is held stays so: if the guest has died, it has said what no standby knows."""
+        """See `GuestOwner`."""
+        self._exposure.qemu_lost()
         if not self.is_fenced and not self._is_ending:
             self._tell(VmState.UNPROTECTED, why)
         self._schedule.lost()
@@ -266,7 +281,7 @@ class VmPrimary:
     def qemu_ended(self) -> None:
         """See `GuestOwner`.  A primary without a VM is none: its standby may take over without being forced to."""
         _cancel(self._loss_timer)
-        self._hang_up()
+        self._exposure.hang_up()
         if not self.is_fenced:
             newest = self._standby_has
             has = (
@@ -375,7 +390,8 @@ class VmPrimary:
             self._failing_since = self._around.reactor.seconds()
         self._tell(self._state_without(guest), str(error))
         self._retry_timer = self._around.reactor.callLater(self._retry_after, self._try_again)
-        self._retry_after = min(2 * self._retry_after, _RETRY_MOST)
+        most = _RETRY_MOST if self.state is VmState.PROTECTED else _RETRY_SYNC_MOST
+        self._retry_after = min(2 * self._retry_after, most)
 
     def _try_again(self) -> None:
         since = self._failing_since
@@ -391,7 +407,7 @@ class VmPrimary:
                 self._let_go()
         else:
             # It may have begun to hold for a checkpoint that did not come to be.
-            self._let_out_unprotected()
+            self._exposure.adapt()
         waiting, self._when_idle = self._when_idle, []
         for deferred in waiting:
             deferred.callback(None)
@@ -400,8 +416,8 @@ class VmPrimary:
 
     async def idle(self) -> None:
         """Wait for the job, which somebody has seen to that it ends."""
-        if self._replication is not None and not self._has_session:
-            self._replication.abandon("the link is down")
+        if self._replication is not None:
+            self._replication.interrupt(is_link_down=not self._has_session)
         if self._job is not None:
             idle: Deferred[None] = Deferred()
             self._when_idle.append(idle)
@@ -414,9 +430,9 @@ class VmPrimary:
 
     async def _give_up(self, reason: str) -> None:
         """The VM is not protected any more: let it go on for itself, or stop it, as ``on-secondary-loss`` says."""
-        if self._config.on_secondary_loss is SecondaryLoss.CONTINUE:
+        if not self._holds_when_lost:
             self._tell(VmState.UNPROTECTED, reason)
-            self._let_out()
+            self._exposure.adapt()
             return
         guest = self._keeper.guest
         self._tell(VmState.HOLDING, f"{reason}; the guest is on hold until the standby is back or protection is off")
@@ -432,7 +448,7 @@ class VmPrimary:
         await self.idle()
         _cancel(self._loss_timer)
         self._tell(VmState.UNPROTECTED, self._why_not())
-        self._let_out()
+        self._exposure.adapt()
         guest = self._keeper.guest
         if guest is not None and guest.is_on_hold:
             await guest.cont()
@@ -465,19 +481,19 @@ class VmPrimary:
             self._fence.put_up(reason)
         except FtdError as error:
             problem = error
-        self._gates.close()
+        self._exposure.shut()
         _cancel(self._loss_timer)
-        _cancel(self._contact_timer)
         self._tell(VmState.FENCED, reason)
         self._schedule.lost()
         await self.idle()
-        self._gates.close()
+        # A checkpoint that was on its way may have touched them.
+        self._exposure.shut()
         try:
             await self._keeper.keep_stopped()
         except QmpError as error:
             problem = problem or error
         self._let_go()
-        self._hang_up()
+        self._exposure.hang_up()
         if problem is not None:
             self._tell(VmState.FENCED, f"{reason} ({problem})")
             raise problem
@@ -488,42 +504,7 @@ class VmPrimary:
         if self._keeper.qmp is not None:
             await self._keeper.qmp.execute("cont")
             self._keeper.attach()
-            self._dial()
-
-    # The link, and what the outside sees
-
-    def _dial(self) -> None:
-        """There is a VM, and maybe a standby, which may have taken over meanwhile."""
-        self._dials = True
-        self._gates.close()
-        self._contact_timer = self._around.reactor.callLater(self._config.dead_time, self._contact)
-        self._carrier.resume_dialing()
-
-    def _hang_up(self) -> None:
-        _cancel(self._contact_timer)
-        if self._dials:
-            self._dials = False
-            self._carrier.hang_up()
-
-    def _contact(self) -> None:
-        """The standby was heard and has not taken over, or it is not there to be heard."""
-        timer, self._contact_timer = self._contact_timer, None
-        _cancel(timer)
-        self._let_out_unprotected()
-
-    def _let_out_unprotected(self) -> None:
-        if self.state is VmState.UNPROTECTED:
-            self._let_out()
-
-    def _let_out(self) -> None:
-        """What an unprotected guest sends is seen, unless that is what must not be."""
-        if self.is_fenced or self._contact_timer is not None or self._keeper.qmp is None:
-            # Without QMP nobody knows whether what is held comes from a guest that has died.
-            return
-        if self._config.on_secondary_loss is SecondaryLoss.CONTINUE or not self.is_wanted:
-            self._gates.open()
-        else:
-            self._gates.hold()
+            self._exposure.qemu_found(is_another=False)
 
     # Telling
 

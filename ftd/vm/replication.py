@@ -26,6 +26,7 @@ from ftd.status import Commit, SyncStatus
 from ftd.vm.carrier import Carrier
 from ftd.vm.checkpoint_writer import CheckpointWriter
 from ftd.vm.encoding import Encoding, EncodingChoice
+from ftd.vm.errors import VmError
 from ftd.vm.gates import Gates
 from ftd.vm.guest import Captured, Guest
 from ftd.vm.pauses import Pauses
@@ -92,6 +93,7 @@ class Replication:
         self._rounds = config.qemu_rounds
         self._around = around
         self._answer: Deferred[Commit] | None = None
+        self._is_interrupted = False
 
     async def synchronize(self, *, is_full: bool, resume: bool = True) -> None:
         """
@@ -131,17 +133,22 @@ class Replication:
             await self._carrier.open_transaction()
         return await self._finish(self._start(is_full=False), resume, limit)
 
-    def abandon(self, why: str) -> None:
-        """Wait no longer for a link that may or may not come back and tell what became of the last commit."""
-        answer, self._answer = self._answer, None
-        if answer is not None:
-            answer.errback(LinkDown(why, 1.0))
+    def interrupt(self, *, is_link_down: bool) -> None:
+        """
+        Come to an end soon: send no more in the background.
+
+        :param is_link_down: do not wait for it to come back and tell what became of the last commit, either.
+        """
+        self._is_interrupted = True
+        if is_link_down and self._answer is not None:
+            answer, self._answer = self._answer, None
+            answer.errback(LinkDown("the link is down", 1.0))
 
     async def _answered(self, committing: Deferred[Commit]) -> Commit:
         answer = self._answer = Deferred()
 
         def pass_on(result: Commit | Failure) -> None:
-            # After `abandon` it is nobody's any more.
+            # After `interrupt` it is nobody's any more.
             if self._answer is answer:
                 self._answer = None
                 answer.callback(result)
@@ -223,6 +230,8 @@ class Replication:
     async def _send_portions(self, writer: CheckpointWriter, portions: Iterable[Numbers]) -> None:
         guest = self._guest
         for numbers in portions:
+            if self._is_interrupted:
+                raise VmError("the background checkpoint was given up, as something else is to be done")
             begin, before = self._around.ticks(), writer.size
             pages = await self._around.run_in_thread(guest.staging.take, guest.tracker, numbers)
             await writer.pages(numbers, pages)
