@@ -385,17 +385,19 @@ class VmStandby(StandbySink):
 
     async def _load(self) -> Qmp:
         """Have QEMU load what is held; where one cannot and ftd may start another one, that."""
-        try:
-            return await self._load_into_ready()
-        except VmError as error:
-            words = self._qemu.last_words()
-            why = f"QEMU has not loaded the checkpoint: {error}{f' ({words})' if words else ''}"
-            if self._qemu.command is None:
-                raise VmError(why) from error
+        for may_try_another in (True, False) if self._qemu.command is not None else (False,):
+            try:
+                return await self._load_into_ready()
+            except VmError as error:
+                # It is used up, and when it has ended it has said why.
+                await self._qemu.end()
+                words = self._qemu.last_words()
+                why = f"QEMU has not loaded the checkpoint: {error}{f' (it said: {words})' if words else ''}"
+                if not may_try_another:
+                    raise VmError(why) from error
             self.log.warn("{why}; a fresh one is to", why=why)
-        await self._qemu.end()
-        await self._fresh_qemu()
-        return await self._load_into_ready()
+            await self._fresh_qemu()
+        raise AssertionError("the last one has not come back without a QEMU")
 
     async def _load_into_ready(self) -> Qmp:
         qmp = self._ready

@@ -244,10 +244,10 @@ class StandbyCase(SynchronousTestCase):
             self.pass_time()
         return standby
 
-    def ready(self, **keys: str) -> tuple[VmStandby, FakeQemu]:
+    def ready(self, *, ack: str = "received", qemu_command: str = "") -> tuple[VmStandby, FakeQemu]:
         """A standby whose QEMU waits."""
         qemu = self.qemu()
-        standby = self.standby(**keys)
+        standby = self.standby(ack=ack, qemu_command=qemu_command)
         self.assertEqual(standby.refusal(), "")
         return standby, qemu
 
@@ -378,7 +378,7 @@ class StandbyCase(SynchronousTestCase):
     def error(self, doing: Deferred[Any], kind: type[Exception], seconds: float = 1.0) -> str:
         """The error that becomes of it, in time."""
         self.pass_time(seconds)
-        return self.failureResultOf(doing, kind).getErrorMessage()
+        return str(self.failureResultOf(doing, kind).value)
 
     def reason(self, standby: VmStandby) -> str:
         """Why it is not what it should be."""

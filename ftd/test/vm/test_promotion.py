@@ -25,9 +25,9 @@ TAKE_OVER = ["migrate-incoming", "gates open", "cont", "announce-self"]
 class PromotionCase(StandbyCase):
     """A standby that holds a checkpoint."""
 
-    def holding(self, **keys: str) -> tuple[VmStandby, FakeQemu]:
+    def holding(self, qemu_command: str = "") -> tuple[VmStandby, FakeQemu]:
         """Ready, with checkpoint 5 in RAM."""
-        standby, qemu = self.ready(**keys)
+        standby, qemu = self.ready(qemu_command=qemu_command)
         self.commit(standby, 5, pages={1: 11})
         return standby, qemu
 
@@ -515,9 +515,9 @@ class RestartTests(PromotionCase):
 class DemoteTests(PromotionCase):
     """And back again."""
 
-    def promoted(self, **keys: str) -> tuple[VmStandby, FakeQemu]:
+    def promoted(self, qemu_command: str = "") -> tuple[VmStandby, FakeQemu]:
         """One whose guest runs."""
-        standby, qemu = self.holding(**keys)
+        standby, qemu = self.holding(qemu_command)
         self.result(standby.promote())
         self.log.clear()
         return standby, qemu
