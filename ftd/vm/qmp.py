@@ -150,8 +150,8 @@ class _Waiting:
     def settle(self, result: object) -> None:
         """The answer, or a `Failure`; nothing if whoever asked has turned away (cancelled)."""
         self.stop_timer()
-        if not self.answer.called:
-            self.answer.callback(result)
+        # A Deferred that was cancelled lets this pass, once, and no more than once is it called.
+        self.answer.callback(result)
 
     def stop_timer(self) -> None:
         """There is no hurry any more."""

@@ -372,6 +372,11 @@ class StrangePeerTests(SynchronousTestCase):
             self.assertIn(why, self.closed[0])
             self.assertTrue(self.link.client.is_aborted)
 
+    def test_a_greeting_that_comes_too_late_is_not_answered(self) -> None:
+        self.qmp.hang_up()
+        self.qmp.dataReceived(self.GREETING)
+        self.assertEqual((self.qmp.greeting, self.clock.getDelayedCalls()), ({}, []))
+
     def test_a_second_greeting_is_no_qmp(self) -> None:
         self.negotiate()
         self.say(self.GREETING)
