@@ -245,7 +245,6 @@ class NetGate:
         """From now on keep what comes from the guest until it is released."""
         if self.state is not GateState.HOLDING:
             self.state = GateState.HOLDING
-            self.epoch += 1
             self._set_epochs()
             self._balance()
 

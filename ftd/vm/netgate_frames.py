@@ -137,7 +137,8 @@ class FrameQueue:
         self.bytes += end - start
         if self._runs:
             last = self._runs[-1]
-            if last.block is self._block and last.end == start and last.epoch == epoch:
+            # No run ends where a block begins, so this is the same block.
+            if last.end == start and last.epoch == epoch:
                 last.end = end
                 last.frames += frames
                 return

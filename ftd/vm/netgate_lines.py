@@ -213,7 +213,7 @@ class StreamLine:
         self._watched_door.watch(reading=True, writing=False)
 
     def _accept(self) -> None:
-        if self._door is None or self._watched_door is None or self.is_up:
+        if self._door is None or self._watched_door is None:
             return
         try:
             end = self._door.accept()

@@ -42,6 +42,18 @@ class OutputCommitTests(GateCase):
         self.gate.release(sealed[4])
         self.assertEqual(self.outside.frames(), _FRAMES[:9])
 
+    def test_an_uplink_that_is_slow_gets_all_that_was_ever_released(self) -> None:
+        self.outside.window = 10
+        sealed = []
+        for frame in _FRAMES[:3]:
+            self.says(frame)
+            sealed.append(self.gate.seal())
+        for epoch in reversed(sealed):
+            self.gate.release(epoch)
+        self.outside.window = 1 << 20
+        self.reactor.turn()
+        self.assertEqual(self.outside.frames(), _FRAMES[:3])
+
     def test_sealing_takes_what_is_in_the_socket_at_once(self) -> None:
         self.guest.incoming += framed(*_FRAMES)
         self.gate.release(self.gate.seal())
@@ -243,6 +255,7 @@ class GuestTests(GateCase):
         self.sockets.doors["/n0"].callers.append(second)
         second.incoming += framed(_FRAMES[1])
         self.reactor.turn()
+        self.assertEqual(self.reactor.watches(self.sockets.doors["/n0"]), "")
         self.assertEqual(self.outside.frames(), [])
         self.guest.incoming += framed(_FRAMES[0]) + b"\0\0\0\x09half"
         self.guest.has_ended = True
