@@ -38,7 +38,10 @@ class QmpRefused(QmpError):
 
 
 class QmpTimeout(QmpError):
-    """QEMU did not answer in time; the connection has been closed, as what it says later cannot be trusted."""
+    """
+    QEMU did not answer in time, and its connection has been closed, as what it says later cannot be trusted; or it did
+    not tell of something that was waited for.
+    """
 
 
 class QmpClosed(QmpError):

@@ -77,6 +77,8 @@ class GuestKeeper:
         self._marker = marker
         self._owner = owner
         self._processes = processes
+        # Whoever opened QEMU's socket: QEMU, or what started it.
+        self._peer: ProcessIdentity | None = None
         self._process: ProcessIdentity | None = None
         self._again: IDelayedCall | None = None
         self._end_check: IDelayedCall | None = None
@@ -130,8 +132,9 @@ class GuestKeeper:
     def _connected(self, qmp: Qmp) -> None:
         self.qmp = qmp
         _cancel(self._end_check)
-        was, self._process = self._process, self._processes.identity(qmp.peer_pid or 0)
-        self._owner.qemu_found(is_another=was is not None and was != self._process)
+        was = self._peer
+        self._peer = self._process = self._processes.identity(qmp.peer_pid or 0)
+        self._owner.qemu_found(is_another=was is not None and was != self._peer)
         self._spawn(self._attach(qmp))
 
     def _lost(self, why: str) -> None:
@@ -172,6 +175,7 @@ class GuestKeeper:
             guest.close()
             return
         self.guest = guest
+        self._process = self._processes.identity(guest.vm.pid) or self._process
         self.log.info(
             "VM {uuid}: QEMU {version}, {machine}, {mib} MiB, dirty pages by {tracker}",
             uuid=guest.vm.uuid,
