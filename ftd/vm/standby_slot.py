@@ -135,9 +135,17 @@ class Area:
         """Give back the memory beyond ``keep`` bytes, which nobody may look at any more."""
         keep = -(-keep // mmap.PAGESIZE) * mmap.PAGESIZE
         if keep < self._reserved:
-            os.ftruncate(self._descriptor, keep)
-            os.ftruncate(self._descriptor, self._limit)
-            self._reserved = keep
+            self._cut(keep)
+
+    def release(self) -> None:
+        """Give back all memory, also what another process had reserved."""
+        self.used = 0
+        self._cut(0)
+
+    def _cut(self, keep: int) -> None:
+        os.ftruncate(self._descriptor, keep)
+        os.ftruncate(self._descriptor, self._limit)
+        self._reserved = keep
 
     def close(self) -> None:
         """The mapping goes when the last view of it does."""
@@ -210,7 +218,16 @@ class Slot:
         pages, index, device = extents
         if not self.device.adopt(device):
             return False
-        return is_applied or (self.pages.adopt(pages) and self.index.adopt(index))
+        if is_applied:
+            self.pages.release()
+            self.index.release()
+            return True
+        return self.pages.adopt(pages) and self.index.adopt(index)
+
+    def release(self) -> None:
+        """Nothing that another process left is needed."""
+        for area in (self.pages, self.index, self.device):
+            area.release()
 
     def segments(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint64] | None]]:
         """

@@ -113,7 +113,8 @@ class HeldCheckpoint:
 class StandbyStore:
     """
     One transaction at a time comes in with `begin`, `write` and `commit` or `abort`; one checkpoint is held.  All of it
-    is the reactor's but for `apply`, which blocks and belongs in a thread; nothing is committed while it runs.
+    is the reactor's but for `apply` and `forget`, which may block and belong in a thread, one at a time: what comes in
+    meanwhile goes to the other slot, and is not committed before they are done.
 
     :param directory: on tmpfs; made if need be.
     :param limit: the most bytes of pages that a checkpoint may have.  A full one has all pages of the guest that are
@@ -137,11 +138,13 @@ class StandbyStore:
         self._now = now
         self._slots: tuple[Slot, ...] = ()
         self._held: HeldCheckpoint | None = None
+        # The slot that is held, or was until it was forgotten: a thread may still be giving its memory back.
+        self._newest = 1
         self._incoming: Slot | None = None
         self._reader = RecordReader(self._check, device_limit)
         self._failure: SinkError | None = None
         self._received = 0
-        self._is_applying = False
+        self._is_busy = False
         self._fingerprint = ""
         self._ram: tuple[tuple[str, int], ...] = ()
         self._ram_files: tuple[str, ...] = ()
@@ -190,19 +193,29 @@ class StandbyStore:
         self._slots = tuple(
             Slot(self._directory, f"slot-{number}", self._limit, self._device_limit) for number in range(2)
         )
+        self._held = self._found()
+        if self._held is not None:
+            self._newest = self._held.slot
+        for number, slot in enumerate(self._slots):
+            if self._held is None or number != self._held.slot:
+                # A transaction that was coming in may have left any amount of memory there.
+                slot.release()
+
+    def _found(self) -> HeldCheckpoint | None:
         try:
             held = HeldCheckpoint.from_text((self._directory / _META).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            return
+            return None
         except (OSError, ValueError) as error:
             self._drop(f"{self._directory / _META} cannot be used: {error}")
-            return
+            return None
         if held.boot != self._boot:
             self._drop("this machine was restarted since")
         elif not self._slots[held.slot].adopt(held.extents, is_applied=held.is_applied):
             self._drop(f"its files in {self._directory} are damaged")
         else:
-            self._held = held
+            return held
+        return None
 
     def expect(self, fingerprint: str, ram: Sequence[Backend]) -> None:
         """
@@ -225,7 +238,7 @@ class StandbyStore:
     def begin(self) -> None:
         """A transaction opens; what was not committed of the one before is dropped."""
         assert self._slots, "load() comes first"
-        self._incoming = self._slots[0 if self._held is None else 1 - self._held.slot]
+        self._incoming = self._slots[1 - self._newest]
         self._incoming.restart()
         self._reader.restart(self._incoming)
         self._failure = None
@@ -287,6 +300,7 @@ class StandbyStore:
         finally:
             self.abort()
         self._held = held
+        self._newest = held.slot
         return header
 
     def apply(self, ram: StandbyRam) -> None:
@@ -307,7 +321,7 @@ class StandbyStore:
         if held.is_applied:
             return
         slot = self._slots[held.slot]
-        self._is_applying = True
+        self._is_busy = True
         try:
             if held.header.base is None:
                 unsaid = _unsaid(slot, ram.pages)
@@ -323,7 +337,7 @@ class StandbyStore:
             self._held = applied
             slot.trim(is_typical=held.header.base is not None)
         finally:
-            self._is_applying = False
+            self._is_busy = False
 
     def device_state(self) -> memoryview:
         """
@@ -336,14 +350,16 @@ class StandbyStore:
         return self._slots[self._held.slot].device.content.toreadonly()
 
     def forget(self) -> None:
-        """Nothing is held any more: RAM is in no state that is known.  Not while `apply` runs."""
-        assert not self._is_applying, "what is being applied is still needed"
-        held, self._held = self._held, None
-        (self._directory / _META).unlink(missing_ok=True)
-        if held is not None:
-            slot = self._slots[held.slot]
-            if slot is not self._incoming:
-                slot.trim(is_typical=False)
+        """Nothing is held any more: RAM is in no state that is known.  Giving back gigabytes takes a moment."""
+        assert not self._is_busy, "what is being applied is still needed"
+        self._is_busy = True
+        try:
+            held, self._held = self._held, None
+            (self._directory / _META).unlink(missing_ok=True)
+            if held is not None:
+                self._slots[held.slot].trim(is_typical=False)
+        finally:
+            self._is_busy = False
 
     def close(self) -> None:
         """Let go of the files, which stay."""
@@ -385,9 +401,11 @@ class StandbyStore:
         return SinkError(ErrorCode.STATE_INVALID, why) if why else None
 
     def _unapplied(self, header: CheckpointHeader) -> SinkError | None:
-        """Whether the checkpoint that is held has to be applied before this one may be committed."""
-        if self._is_applying or (header.base is not None and not self.is_applied):
-            return SinkError(ErrorCode.STATE_INVALID, "the checkpoint before this one has not been applied yet")
+        """Whether something has to be done with the checkpoint that is held before this one may be committed."""
+        if self._is_busy or (header.base is not None and not self.is_applied):
+            return SinkError(
+                ErrorCode.STATE_INVALID, "the checkpoint before this one is still being applied, or dropped"
+            )
         return None
 
     def _make_directory(self) -> None:

@@ -16,6 +16,7 @@ from ftd.test.vm.store_case import LIMIT, Said, StoreTestCase, after, payload
 from ftd.vm.discovery import Backend
 from ftd.vm.encoding import Encoding
 from ftd.vm.record_reader import RecordReader
+from ftd.vm.standby_slot import Slot
 from ftd.vm.standby_store import StandbyStore
 from ftd.wire.errors import ErrorCode
 
@@ -177,7 +178,7 @@ class RefusalTests(StoreTestCase):
 
     def test_not_applied(self) -> None:
         self.commit(payload(FULL))
-        self.check_refused(payload(delta(2)), "has not been applied yet")
+        self.check_refused(payload(delta(2)), "still being applied")
         self.store.apply(self.ram)
         self.take(payload(delta(2)))
 
@@ -391,6 +392,24 @@ class ForgetTests(StoreTestCase):
         self.store.apply(self.ram)
         self.check_ram(after(None, *_FIRST))
 
+    def test_its_memory_is_given_back_while_the_next_comes_in(self) -> None:
+        """In a thread: not where the next one is being written, and not after that was committed."""
+        failures: list[object] = []
+
+        def trim(slot: Slot, is_typical: bool) -> None:
+            self.assertFalse(is_typical)
+            self.write(payload(FULL, *_FIRST))
+            self.assertIsNot(self.store._incoming, slot)
+            failures.append(self.store.failure())
+
+        self.take(payload(FULL))
+        self.patch(Slot, "trim", trim)
+        self.store.forget()
+        self.assertIsInstance(failures[0], SinkError)
+        self.assertIsNone(self.store.failure())
+        self.store.commit()
+        self.check_held(1)
+
     def test_a_delta_that_is_on_its_way_does_not(self) -> None:
         self.take(payload(FULL))
         self.write(payload(delta(2)))
@@ -489,7 +508,7 @@ class DirectoryTests(StoreTestCase):
     def test_files_that_lead_elsewhere_are_refused(self) -> None:
         directory = Path(self.mktemp())
         directory.mkdir(mode=0o700)
-        (directory / "slot-0.pages").symlink_to(self.directory / "victim")
+        (directory / "slot-0.pages").symlink_to((self.directory / "victim").absolute())
         self.assertRaises(SinkError, self.loaded, directory)
         self.assertFalse((self.directory / "victim").exists())
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ftd.test.vm.records_case import FULL, PAGES, THEIRS, FakeRam, delta
 from ftd.test.vm.store_case import Said, StoreTestCase, after, payload
 from ftd.test.wire.profile import examples
+from ftd.vm import standby_slot
 from ftd.vm.encoding import Encoding
 from ftd.vm.records import CheckpointHeader
 
@@ -74,6 +75,8 @@ class FatedTestCase(StoreTestCase):
         self.fate = Fate()
         for name in ("open", "ftruncate", "posix_fallocate", "write", "rename", "unlink"):
             self.patch(os, name, self.fated(name, getattr(os, name)))
+        # So that memory is given back after every full checkpoint.
+        self.patch(standby_slot, "WARM", 0)
         super().setUp()
         self.ram = FatedRam(self.fate)
 

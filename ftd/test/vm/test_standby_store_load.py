@@ -87,6 +87,25 @@ class LoadTests(StoreTestCase):
         self.take(payload(delta(2)))
         self.check_ram(after(None, *_FIRST))
 
+    def test_no_memory_is_kept_that_nobody_knows_of(self) -> None:
+        """Not that of a transaction that was coming in, of pages that are applied, nor of damaged files."""
+        every = [Said(pages=tuple(range(96)))] * 3
+
+        def allocated() -> int:
+            return sum(path.stat().st_blocks * 512 for path in self.directory.iterdir())
+
+        self.take(payload(FULL, *every))
+        self.write(payload(delta(2), *every))
+        self.reload()
+        self.check_held(1)
+        self.assertLess(allocated(), 1 << 21)
+        self.commit(payload(FULL, *every))
+        self.write(payload(FULL, *every))
+        self.damage("index")
+        self.reload()
+        self.check_held(None)
+        self.assertEqual(allocated(), 0)
+
     def test_meta_is_damaged(self) -> None:
         path = self.directory / "meta"
         self.take(payload(FULL))
