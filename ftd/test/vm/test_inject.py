@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,13 @@ class InjectionCase(SynchronousTestCase):
         lines = Path(f"/proc/{self.guest.pid}/maps").read_text(encoding="utf-8").splitlines()
         return "\n".join(line for line in lines if "[heap]" not in line)
 
+    def wait_until(self, is_so: Callable[[], bool]) -> None:
+        """What the kernel does in its own time."""
+        until = time.monotonic() + 10
+        while not is_so():
+            self.assertTrue(time.monotonic() < until)
+            os.sched_yield()
+
     def assert_unharmed(self) -> None:
         self.assertEqual(self.status("TracerPid"), "0")
         self.guest.write(3, 3)
@@ -199,13 +207,6 @@ class InjectionTests(InjectionCase):
         process.stdout.readline()
         return process, np.memmap(path, dtype=np.uint64, mode="r")
 
-    def wait_until(self, is_so: object) -> None:
-        assert callable(is_so)
-        until = time.monotonic() + 10
-        while not is_so():
-            self.assertTrue(time.monotonic() < until)
-            os.sched_yield()
-
 
 class RefusalTests(InjectionCase):
     """It does not work, says why, and leaves the process as it was."""
@@ -259,7 +260,7 @@ class RefusalTests(InjectionCase):
             self.patch(inject, "_look_at", lambda _pid, _architecture: None)
             error = self.assertRaises(Refused, inject.inject, self.guest.pid, self.ranges)
             self.assertIn("is stopped by a signal", str(error))
-            self.assertTrue(self.status("State").startswith("T (stopped)"))
+            self.wait_until(lambda: self.status("State").startswith("T (stopped)"))
         finally:
             os.kill(self.guest.pid, signal.SIGCONT)
         self.assert_unharmed()

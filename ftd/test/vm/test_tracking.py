@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from twisted.logger import capturedLogs
@@ -37,10 +36,11 @@ class RamCase(SynchronousTestCase):
     pages = 2 * BLOCK + BLOCK // 2
 
     def setUp(self) -> None:
-        path = Path(self.mktemp()).resolve()
-        with open(path, "wb") as file:
-            file.truncate(self.pages * PAGE)
-        self.backend = Backend("ram0", self.pages * PAGE, str(path))
+        # On tmpfs, where to look at a page that nobody has written allocates it.
+        descriptor = os.memfd_create("ram0")
+        self.addCleanup(os.close, descriptor)
+        os.truncate(descriptor, self.pages * PAGE)
+        self.backend = Backend("ram0", self.pages * PAGE, f"/proc/self/fd/{descriptor}")
         self.guest = GuestRam([self.backend], writable=True)
         self.ram = GuestRam([self.backend], writable=False)
         self.addCleanup(self.guest.close)
