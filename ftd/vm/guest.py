@@ -15,6 +15,7 @@ import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from ftd.config import PairConfig
 from ftd.vm.device_stream import DeviceBuffer, DeviceStream
@@ -170,6 +171,11 @@ class Guest:
         """Whether it is stopped because there is no standby."""
         return self._marker.value is Stopped.ON_HOLD
 
+    @property
+    def is_left_stopped(self) -> bool:
+        """Whether it stands still because of a checkpoint, after which it could not be let go on."""
+        return not self.is_running and self._marker.value is Stopped.FOR_CHECKPOINT
+
     def on_running(self, act: Callable[[], None]) -> None:
         """Call ``act`` every time somebody lets the guest go on."""
         self._when_running.append(act)
@@ -224,6 +230,8 @@ class Guest:
                 raise
             device_done = ticks()
             pages, dirty_seconds = await finding
+            if self.is_running:
+                raise VmError("somebody has let the guest go on while its state was taken; it will be taken again")
         except BaseException:
             stream.abandon()
             if is_ours:
@@ -280,7 +288,7 @@ class Guest:
             await self.qmp.execute("migrate", {"uri": f"fd:{_PIPE_NAME}"})
             event = await ended
         except QmpTimeout:
-            raise QmpTimeout(f"QEMU did not write its device state within qemu-time, {self._limit:g} s") from None
+            raise self._is_late() from None
         finally:
             _forget(ended)
         if event.data["status"] != "completed":
@@ -290,10 +298,18 @@ class Guest:
             why = state.get("error-desc", "it does not say why")
             raise VmError(f"QEMU could not write its device state ({event.data['status']}): {why}")
         done: Deferred[memoryview] = stream.done
-        done.addTimeout(self._limit, self._around.reactor)
+        done.addTimeout(self._limit, self._around.reactor, lambda _, __: Failure(self._is_late()))
         return await done
 
+    def _is_late(self) -> VmError:
+        return VmError(f"QEMU did not write its device state within qemu-time, {self._limit:g} s")
+
     async def _resume_after_failure(self) -> None:
+        """Nothing of the checkpoint goes on, and the guest does."""
+        try:
+            await _end_migration(self.qmp, self._around.reactor, self._limit)
+        except VmError as error:
+            _log.warn("after a checkpoint that failed: {error}", error=error)
         try:
             await self.cont()
         except QmpError as error:
@@ -304,6 +320,8 @@ class Guest:
             self.run_state = "paused"
         elif event.name == "RESUME":
             self.run_state = "running"
+            # Also when somebody else has done it: from now on it is not we who have stopped it.
+            self._marker.value = Stopped.NOT_BY_US
             for act in self._when_running:
                 act()
         elif event.name in ("SHUTDOWN", "GUEST_PANICKED"):

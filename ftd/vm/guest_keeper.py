@@ -166,7 +166,7 @@ class GuestKeeper:
             # `_lost` tells of it.
             return
         except VmError as error:
-            if qmp is self.qmp:
+            if qmp is self.qmp and not self._is_ending:
                 self._owner.cannot_attach(str(error))
                 self._again = self._around.reactor.callLater(_LOOK_AGAIN, self.attach)
             return

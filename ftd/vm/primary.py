@@ -27,7 +27,7 @@ from ftd.config import PairConfig, SecondaryLoss
 from ftd.errors import FtdError, NotInState, PairFailed
 from ftd.status import Commit, VmState, VmStatus
 from ftd.vm.carrier import Carrier
-from ftd.vm.errors import QmpClosed, QmpError, QmpTimeout, VmError
+from ftd.vm.errors import QmpError, VmError
 from ftd.vm.exposure import Exposure
 from ftd.vm.fence import Fence
 from ftd.vm.gates import Gates
@@ -158,6 +158,8 @@ class VmPrimary:
         self._has_session = False
         self._link_problem = why
         self._schedule.lost()
+        if self._when_idle and self._replication is not None:
+            self._replication.interrupt(is_link_down=True)
         if self.is_fenced or self._is_ending:
             return
         if self.state is VmState.PROTECTED:
@@ -302,7 +304,10 @@ class VmPrimary:
         guest = self._keeper.guest
         if guest is None or self._job is not None or not self._may_go_on(guest):
             return
-        if not guest.is_running and not guest.is_on_hold:
+        if not (guest.is_running or guest.is_on_hold):
+            if guest.is_left_stopped:
+                # It is tried again.
+                return
             self._tell(self.state, f"the guest is {guest.run_state}; `cont` in QEMU's monitor lets it go on")
             return
         self._job = Deferred.fromCoroutine(self._protect(guest))
@@ -316,6 +321,7 @@ class VmPrimary:
             and self.is_wanted
             and not self.is_fenced
             and not self._is_ending
+            and not self._when_idle
         )
 
     async def _protect(self, guest: Guest) -> None:
@@ -326,6 +332,8 @@ class VmPrimary:
                 due = await self._schedule.due()
                 if due is not None and self._may_go_on(guest) and guest.is_running:
                     await self._checkpoint(replication, due)
+                elif due is not None:
+                    self._schedule.refuse(due)
         except FtdError as error:
             self._checkpoint_failed(guest, error)
         except Exception:
@@ -333,7 +341,10 @@ class VmPrimary:
             self._checkpoint_failed(guest, VmError("an error in ftd; the log says which"))
         finally:
             self._replication = None
+            # Of the cluster manager's transactions none is left open, and nobody waits for one.
+            self._schedule.lost()
             self._schedule.refuse_asked()
+            self._carrier.cancel_transaction(self.reason)
 
     def _new_replication(self, guest: Guest) -> Replication:
         return Replication(guest, self._carrier, self._gates, self._choice, self._figures, self._config, self._around)
@@ -379,7 +390,7 @@ class VmPrimary:
         """Nothing was committed; the guest runs on, and what it sends is held while it is protected."""
         self._carrier.cancel_transaction(str(error))
         guest.dirty.failed()
-        if isinstance(error, QmpClosed | QmpTimeout) or not self._has_session:
+        if not guest.qmp.is_open or not (self._has_session or guest.is_left_stopped):
             # Those who have told of that say what follows.
             return
         if isinstance(error, PairFailed):
@@ -398,7 +409,20 @@ class VmPrimary:
         has_failed_long = since is not None and self._around.reactor.seconds() - since >= self._config.dead_time
         if self.state is VmState.PROTECTED and has_failed_long:
             self._spawn(self._give_up(self.reason))
-        self._regulate()
+        guest = self._keeper.guest
+        if guest is not None and guest.is_left_stopped and self._job is None and not self.is_fenced:
+            self._spawn(self._let_go_on(guest))
+        else:
+            self._regulate()
+
+    async def _let_go_on(self, guest: Guest) -> None:
+        """A checkpoint has stopped it, and QEMU did not let it go on then."""
+        try:
+            await guest.cont()
+        except QmpError as error:
+            self._checkpoint_failed(guest, error)
+        else:
+            self._regulate()
 
     def _job_ended(self, guest: Guest) -> None:
         self._job = None

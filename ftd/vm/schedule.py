@@ -9,7 +9,7 @@ import attrs
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
-from ftd.errors import FtdError, LinkDown, NotInState
+from ftd.errors import LinkDown, NotInState
 from ftd.status import Commit
 from ftd.vm.carrier import Carrier
 
@@ -130,9 +130,13 @@ class Schedule:
         self._is_open = False
         self.wake_up()
 
-    def refuse_asked(self, error: FtdError | None = None) -> None:
+    def refuse_asked(self) -> None:
         """There will be no checkpoint for those who have asked."""
         asked, self._asked = self._asked, deque()
         for due in asked:
-            assert due.answer is not None
-            due.answer.errback(error or LinkDown("the VM is not protected any more; nothing was committed", 1.0))
+            self.refuse(due)
+
+    def refuse(self, due: Due) -> None:
+        """It cannot be taken any more."""
+        if due.answer is not None:
+            due.answer.errback(LinkDown("the VM is not protected any more; nothing was committed", 1.0))

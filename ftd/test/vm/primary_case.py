@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ class PrimaryCase(SynchronousTestCase):
         self.config: PairConfig = self._config({})
         self.patch(replication, "_PORTION", PORTION)
         self.patch(guest_module, "choose", self._choose)
-        self._descriptors = len(os.listdir("/proc/self/fd"))
+        self._descriptors = self._open_descriptors()
         self.new_qemu(4242)
 
     def tearDown(self) -> None:
@@ -86,10 +87,19 @@ class PrimaryCase(SynchronousTestCase):
         self.qemu.close_pipes()
         gc.collect(1)
         # Each guest has its RAM mapped, which takes one.
-        left = len(os.listdir("/proc/self/fd")) - len(self.guests)
+        left = self._open_descriptors() - len(self.guests)
         self.guests.clear()
         del self.guest, self.qemu
         self.assertEqual(left, self._descriptors, "descriptors are left open")
+
+    def _open_descriptors(self) -> int:
+        """Pipes, and the files of this test."""
+        found = 0
+        for name in os.listdir("/proc/self/fd"):
+            with suppress(FileNotFoundError):
+                target = os.readlink(f"/proc/self/fd/{name}")
+                found += target.startswith(("pipe:", str(self.root)))
+        return found
 
     def _config(self, changes: dict[str, Any]) -> PairConfig:
         keys = {"role": "primary", "link": "tcp:192.0.2.2:8441", "source": "qemu", "qemu-qmp": QMP_PATH}
