@@ -16,7 +16,7 @@ $(VENV)/made-for: always
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run test programs lint format coverage news clean always
+.PHONY: help run demo test programs lint format coverage bench news clean always
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -34,6 +34,9 @@ run: $(VENV)/installed ## run the daemon in the foreground; Ctrl-C stops it
 	@echo "  $(BIN)/ftdctl trace demo --follow"
 	@echo
 	@exec $(BIN)/twistd --nodaemon --pidfile= ftd --config etc/ftd.conf
+
+demo: $(VENV)/installed-dev programs ## a VM's host is killed, and the VM goes on: both consoles side by side
+	@$(BIN)/python -m demo
 
 test: $(VENV)/installed-dev programs ## the unit tests, then the end to end tests
 	@mkdir -p $(BUILD)
@@ -64,6 +67,9 @@ coverage: $(VENV)/installed-dev programs ## which lines and branches the tests r
 	$(BIN)/coverage run $(TRIAL) tests || failed=1; \
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report || failed=1; \
 	exit $$failed
+
+bench: $(VENV)/installed-dev programs ## what it costs to protect a VM, beside what QEMU alone takes; some minutes
+	@$(BIN)/python -m bench.vm
 
 news: $(VENV)/installed-dev ## what the next release's section of NEWS.md would say
 	$(BIN)/towncrier build --draft

@@ -66,7 +66,9 @@ class MakefileTests(SynchronousTestCase):
         done = run("make", directory=self.copy)
         self.assertEqual((done.returncode, done.stderr), (0, ""))
         listed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("  make ")]
-        self.assertEqual(listed, ["help", "run", "test", "lint", "format", "coverage", "news", "clean"])
+        self.assertEqual(
+            listed, ["help", "run", "demo", "test", "programs", "lint", "format", "coverage", "bench", "news", "clean"]
+        )
         self.assertFalse((self.copy / ".venv").exists())
 
     def stand_in(self, old: bool) -> str:

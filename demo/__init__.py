@@ -1,0 +1,1 @@
+"""``make demo``: a VM is killed, and goes on elsewhere, and nobody has seen what is lost.  It is not installed."""
