@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from ftd.config import NetConfig
@@ -71,9 +72,10 @@ class _Flow:
         return self.queue.bytes >= self.limit
 
     def pull(self, source: ILine) -> bool:
-        """Read once; whether there was something."""
-        frames = source.receive(self.queue, self.epoch)
-        if frames is not None and self.epoch is None:
+        """Read once; whether there was something.  Read although there is no room, it is thrown away."""
+        epoch = None if self.is_full else self.epoch
+        frames = source.receive(self.queue, epoch)
+        if frames is not None and epoch is None:
             self.dropped += frames
         return frames is not None
 
@@ -100,7 +102,7 @@ class NetGate:
     The gate of one NIC.  It is closed at first.
 
     :param held_limit: bytes of frames from the guest that are kept at most, but for what one read brings; then the
-        guest has to wait.
+        guest has to wait, or, where QEMU would wait with it, loses them.
     :param name: what the log calls the VM.
     :param changed: told when the guest or the uplink has come or gone.
     :ivar state: what passes.
@@ -124,6 +126,7 @@ class NetGate:
         self.epoch = 1
         self._name = f"{name} {config.key}".strip()
         self._notify = changed
+        self._telling: IDelayedCall | None = None
         self._outward = _Flow(held_limit)
         self._inward = _Flow(_INWARD_LIMIT)
         sockets = sockets or Sockets()
@@ -131,6 +134,7 @@ class NetGate:
             reactor,
             config.socket,
             dials=config.connect,
+            unblocks=config.connect,
             name=f"{self._name}, guest",
             readable=self._guest_readable,
             writable=self._push_in,
@@ -200,7 +204,10 @@ class NetGate:
 
     @property
     def dropped(self) -> int:
-        """Frames of both directions that were thrown away: while closed, by `discard`, or as there is no guest."""
+        """
+        Frames of both directions that were thrown away: while closed, by `discard`, as there is no guest; and at the
+        limit, where QEMU would stand still if it were not read.
+        """
         return self._outward.dropped + self._inward.dropped
 
     # Life
@@ -226,6 +233,9 @@ class NetGate:
         self._guest.stop()
         self._uplink.stop()
         self.close()
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
         return succeed(None)
 
     # What passes
@@ -300,7 +310,7 @@ class NetGate:
     def _balance(self) -> None:
         """Tell the reactor what there is to wait for."""
         out, back = self._outward, self._inward
-        self._guest.watch(reading=not out.is_full, writing=back.queue.front() is not None)
+        self._guest.watch(reading=not (out.is_full and self._guest.can_wait), writing=back.queue.front() is not None)
         self._uplink.watch(reading=not back.is_full, writing=out.queue.front() is not None)
 
     def _push_out(self) -> None:
@@ -337,4 +347,9 @@ class NetGate:
 
     def _tell(self) -> None:
         # Later: who is told may do anything, and a line may have gone in the middle of something.
-        self._reactor.callLater(0, self._notify)
+        if self._telling is None:
+            self._telling = self._reactor.callLater(0, self._tell_now)
+
+    def _tell_now(self) -> None:
+        self._telling = None
+        self._notify()

@@ -18,6 +18,10 @@ _log = Logger()
 FIRST_WAIT: Final = 0.05
 LONGEST_WAIT: Final = 1.0
 
+#: Seconds between two looks for QEMU's end of a connection, and how often: it accepts as soon as it gets round to it.
+_LOOK_INTERVAL = 0.01
+_LOOKS = 500
+
 
 class Retry:
     """
@@ -70,6 +74,10 @@ class ILine(Protocol):
     def why_down(self) -> str:
         """A sentence for a person; empty while it is up."""
 
+    @property
+    def can_wait(self) -> bool:
+        """Whether the other end may be left unread: it goes on with whatever else it does."""
+
     def start(self) -> None:
         """Be up as soon as it can be, and again whenever it was not.  :raises NetGateError: if it cannot."""
 
@@ -92,6 +100,8 @@ class StreamLine:
 
     :param dials: whether the other end listens.  Else it is the one that connects; a second one waits until the first
         is gone.
+    :param unblocks: whether what listens is a QEMU, which has to be kept from standing still where it is not read; see
+        `ftd.vm.netgate_peer`.
     :param name: says in the log what this is.
     """
 
@@ -101,6 +111,7 @@ class StreamLine:
         path: str,
         *,
         dials: bool,
+        unblocks: bool = False,
         name: str,
         readable: Callable[[], None],
         writable: Callable[[], None],
@@ -110,12 +121,16 @@ class StreamLine:
         self._reactor = reactor
         self._path = path
         self._dials = dials
+        self._unblocks = unblocks
         self._name = name
         self._readable = readable
         self._writable = writable
         self._changed = changed
         self._sockets = sockets
         self._retry = Retry(reactor, self._attempt)
+        self._can_wait = not unblocks
+        self._looks = 0
+        self._look: IDelayedCall | None = None
         self._end: IEnd | None = None
         self._watched: Watched | None = None
         self._door: IDoor | None = None
@@ -131,6 +146,11 @@ class StreamLine:
     def why_down(self) -> str:
         """See `ILine`."""
         return "" if self.is_up else self._why_down
+
+    @property
+    def can_wait(self) -> bool:
+        """See `ILine`."""
+        return self._can_wait
 
     def start(self) -> None:
         """See `ILine`."""
@@ -237,6 +257,30 @@ class StreamLine:
         self._end = end
         self._watched = Watched(self._reactor, end, readable=self._readable, writable=self._writable, lost=self._lost)
         _log.info("{name}: connected at {path}", name=self._name, path=self._path)
+        if self._unblocks:
+            self._looks = 0
+            self._unblock(end)
+
+    def _unblock(self, end: IEnd) -> None:
+        self._look = None
+        self._looks += 1
+        why = "it does not accept the connection"
+        try:
+            self._can_wait = self._sockets.unblock_peer(end)
+        except OSError as error:
+            why = reason_of(error)
+        else:
+            if self._can_wait:
+                return
+            if self._looks < _LOOKS:
+                self._look = self._reactor.callLater(_LOOK_INTERVAL, self._unblock, end)
+                return
+        _log.warn(
+            "{name}: QEMU's socket cannot be made non-blocking ({why}), so frames from the guest are dropped when"
+            " qemu-held-limit is reached; run ftd as root, or use server=off in QEMU and `unix:` here",
+            name=self._name,
+            why=why,
+        )
 
     def _lost(self, why: str) -> None:
         if self._end is None:
@@ -254,3 +298,7 @@ class StreamLine:
             self._watched.close()
         self._watched = self._end = None
         self._why_down = why
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+        self._can_wait = not self._unblocks

@@ -21,6 +21,7 @@ from twisted.python.log import Logger as LoggingContext
 from zope.interface import implementer
 
 from ftd.vm.netgate_frames import NetGateError
+from ftd.vm.netgate_peer import unblock_peer
 
 #: Who may connect to a socket that ftd listens on: its user and group.  The frames of a VM are nobody else's.
 _SOCKET_MODE = 0o660
@@ -110,6 +111,10 @@ class Sockets:
             connected.close()
             raise
         return connected
+
+    def unblock_peer(self, end: Any) -> bool:
+        """See `ftd.vm.netgate_peer.unblock_peer`."""
+        return unblock_peer(end)
 
     def remove(self, path: str) -> None:
         """Nobody listens at ``path`` any more."""

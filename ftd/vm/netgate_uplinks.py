@@ -159,6 +159,11 @@ class TapLine:
         """See `ILine`."""
         return "" if self.is_up else self._why_down
 
+    @property
+    def can_wait(self) -> bool:
+        """See `ILine`."""
+        return True
+
     def start(self) -> None:
         """See `ILine`."""
         self._open()

@@ -256,6 +256,7 @@ class FakeSockets(Sockets):
 
     :ivar doors: where ftd listens.
     :ivar answering: who takes ftd's calls; each takes one.
+    :ivar peers: what becomes of the attempts to make the other end non-blocking; they work where there is nothing.
     """
 
     def __init__(self) -> None:
@@ -263,6 +264,15 @@ class FakeSockets(Sockets):
         self.answering: dict[str, list[FakeEnd]] = {}
         self.refusal: NetGateError | None = None
         self.dialled = 0
+        self.peers: list[bool | OSError] = []
+
+    def unblock_peer(self, end: Any) -> bool:
+        """See `Sockets`."""
+        assert not end.is_closed
+        found = self.peers.pop(0) if self.peers else True
+        if isinstance(found, OSError):
+            raise found
+        return found
 
     def listen(self, path: str) -> IDoor:
         """See `Sockets`."""

@@ -231,6 +231,60 @@ class BoundTests(GateCase):
         self.assertEqual((gate.passed_in, gate.dropped), (600, 0))
 
 
+class ListeningQemuTests(GateCase):
+    """A QEMU that listens must not be left standing where it writes."""
+
+    limit = 640
+
+    def connect(self, *peers: bool | OSError) -> NetGate:
+        """A gate that has dialled QEMU, and holds."""
+        self.sockets.answering = {"/up": [self.outside], "/n0": [self.guest]}
+        self.sockets.peers += peers
+        gate = self.build(connect=True)
+        gate.start()
+        gate.hold()
+        return gate
+
+    def test_it_waits_once_its_end_does_not_block(self) -> None:
+        gate = self.connect(True)
+        self.says(*_FRAMES)
+        self.says(*_FRAMES)
+        self.assertEqual((gate.held_frames, gate.dropped, len(self.guest.incoming)), (10, 0, 640))
+
+    def test_its_end_is_looked_for_until_it_has_accepted(self) -> None:
+        gate = self.connect(False, False, True)
+        self.reactor.pump([0.01] * 2)
+        self.says(*_FRAMES)
+        self.says(*_FRAMES)
+        self.assertEqual((gate.held_frames, gate.dropped), (10, 0))
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_until_then_and_without_the_right_to_it_it_is_read_and_the_newest_are_dropped(self) -> None:
+        outcomes: tuple[bool | OSError, ...] = (False, PermissionError(1, "Operation not permitted"))
+        for outcome in outcomes:
+            gate = self.connect(outcome)
+            self.says(*_FRAMES)
+            self.says(*numbered(10, 5))
+            self.assertEqual((gate.held_frames, gate.dropped, self.guest.incoming), (10, 5, b""))
+            gate.release(gate.seal())
+            self.says(*numbered(15, 5))
+            gate.release(gate.seal())
+            self.assertEqual(self.outside.frames(), [*_FRAMES, *numbered(15, 5)])
+            gate.stop()
+            self.setUp()
+
+    def test_who_never_accepts_is_not_looked_for_for_ever(self) -> None:
+        self.connect(*[False] * 1000)
+        self.reactor.pump([0.01] * 600)
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+    def test_one_that_has_gone_is_not_looked_for(self) -> None:
+        gate = self.connect(False)
+        self.reactor.hang_up(self.guest)
+        gate.stop()
+        self.assertEqual(self.reactor.getDelayedCalls(), [])
+
+
 class GuestTests(GateCase):
     """QEMU's end comes and goes."""
 

@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from ftd.test.vm.netgate_case import FakeEnd, FakeTap, GateCase, framed, numbered
 from ftd.vm.netgate import NetGate, NetGateError
@@ -154,6 +154,36 @@ class PeerTests(GateCase):
         self.sockets.answering["/up"] = [self.outside]
         self.reactor.advance(LONGEST_WAIT)
         self.assertTrue(gate.uplink_up)
+
+
+class UnblockTests(SynchronousTestCase):
+    """QEMU's end of a connection; here it is this process that listens."""
+
+    def setUp(self) -> None:
+        path = os.path.relpath(self.mktemp())
+        self.door = socket.socket(socket.AF_UNIX)
+        self.addCleanup(self.door.close)
+        self.door.bind(path)
+        self.door.listen(1)
+        self.ours = Sockets().dial(path)
+        self.addCleanup(self.ours.close)
+
+    def unblock(self) -> bool:
+        try:
+            return Sockets().unblock_peer(self.ours)
+        except OSError as error:
+            raise SkipTest(f"no right to trace, or an old kernel: {error}") from None
+
+    def test_the_other_end_and_not_the_one_that_listens_is_made_non_blocking(self) -> None:
+        theirs, _address = self.door.accept()
+        self.addCleanup(theirs.close)
+        self.assertTrue(os.get_blocking(theirs.fileno()))
+        self.assertTrue(self.unblock())
+        self.assertFalse(os.get_blocking(theirs.fileno()))
+        self.assertTrue(os.get_blocking(self.door.fileno()))
+
+    def test_one_that_has_not_accepted_is_not_found(self) -> None:
+        self.assertFalse(self.unblock())
 
 
 class ListenTests(SynchronousTestCase):
