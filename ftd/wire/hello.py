@@ -11,6 +11,10 @@ from ftd.wire.constants import FEATURES, PROTOCOL_VERSION
 from ftd.wire.errors import ErrorCode, WireError
 
 
+#: The ``state`` of a standby that has taken over.
+PROMOTED = "promoted"
+
+
 @attrs.frozen
 class LastCheckpoint:
     """The newest committed checkpoint of a receiver: its lineage (a UUID) and its number in the receiver's history."""
