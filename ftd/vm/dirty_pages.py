@@ -38,7 +38,7 @@ class DirtyPages:
 
     def start_over(self) -> None:
         """All pages are about to be sent: forget what was dirty until now.  Blocking, as `find`."""
-        self._tracker.collect()
+        self._tracker.start()
         self.unsent = self._uncommitted = NONE
 
     def taken(self) -> None:

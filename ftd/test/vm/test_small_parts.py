@@ -114,6 +114,7 @@ class FakeTracker:
 
     def start(self) -> None:
         """See `DirtyTracker`."""
+        self.written = []
 
     def collect(self) -> Numbers:
         """See `DirtyTracker`."""
