@@ -98,7 +98,7 @@ class LoadTests(StoreTestCase):
         self.write(payload(delta(2), *every))
         self.reload()
         self.check_held(1)
-        self.assertLess(allocated(), 1 << 21)
+        self.assertLess(allocated(), 1 << 18)
         self.commit(payload(FULL, *every))
         self.write(payload(FULL, *every))
         self.damage("index")
