@@ -52,7 +52,7 @@ class Plan:
 
 
 WHOLE = Plan(
-    pause=pauses.Extent(rounds=5, pauses=20, seconds=2.0),
+    pause=pauses.Extent(rounds=4, pauses=25, seconds=2.0),
     compare=pauses.Extent(rounds=3, pauses=12, seconds=0.0),
     verify=1000,
     promotion=20,

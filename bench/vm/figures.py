@@ -34,7 +34,7 @@ class Figure:
     :ivar p99: ``None`` where there is one value.
     :ivar samples: how many values it is of.
     :ivar note: what it is compared with, or made of.
-    :ivar limit: what ``value`` may be at most, or with ``is_least`` has to be at least; ``None``: it is only shown.
+    :ivar limit: what ``value`` may be at most; ``None`` where it is only shown.
     """
 
     part: str
@@ -46,14 +46,11 @@ class Figure:
     samples: int = 1
     note: str = ""
     limit: float | None = None
-    is_least: bool = False
 
     @property
     def is_reached(self) -> bool | None:
         """Whether the target is reached; ``None`` where there is none."""
-        if self.limit is None:
-            return None
-        return self.value >= self.limit if self.is_least else self.value <= self.limit
+        return None if self.limit is None else self.value <= self.limit
 
     def to_json(self) -> dict[str, Any]:
         """For programs."""
@@ -93,14 +90,13 @@ def show(figures: Sequence[Figure], console: Console) -> None:
             table.add_row()
         first = before is None or (before.part, before.guest) != (figure.part, figure.guest)
         before = figure
-        sign = "≥" if figure.is_least else "≤"
         table.add_row(
             figure.guest if first else "",
             figure.name,
             _number(figure.value, figure.unit),
             "" if figure.p99 is None else _number(figure.p99, figure.unit),
             str(figure.samples) if figure.samples > 1 else "",
-            "" if figure.limit is None else f"{sign} {_number(figure.limit, figure.unit)}",
+            "" if figure.limit is None else f"≤ {_number(figure.limit, figure.unit)}",
             {None: "", True: "[green]PASS[/]", False: "[bold red]FAIL[/]"}[figure.is_reached],
             figure.note,
         )

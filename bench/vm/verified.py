@@ -36,7 +36,7 @@ from tests.vm.qemu import Qemu
 from tests.waiting import pause, reactor
 
 #: MiB.
-RAM = 64
+RAM = 32
 
 #: Seconds for which the guest runs between two checkpoints, at most.
 _LONGEST_RUN = 0.008
