@@ -33,12 +33,12 @@ from ftd.vm.device_feed import announce, run_state_of
 from ftd.vm.discovery import Vm
 from ftd.vm.errors import CannotProtect, QmpRefused, VmError
 from ftd.vm.promotion import Promoted, PromotionMarker, Steps
-from ftd.vm.qemu_command import QemuCommand
 from ftd.vm.qmp import Qmp, QmpEvent
-from ftd.vm.standby_parts import StandbyParts, standby_parts
-from ftd.vm.standby_qemu import StandbyQemu, prepare
+from ftd.vm.standby_parts import StandbyParts, standby_parts, standby_qemu
+from ftd.vm.standby_qemu import prepare
 from ftd.vm.standby_sink import StandbySink
 from ftd.vm.surroundings import VmSurroundings
+from ftd.vm.task import OneTask
 
 #: Seconds for a fresh QEMU to come up where one could not load the checkpoint.
 FRESH_QEMU_TIME = 10.0
@@ -104,31 +104,10 @@ class VmStandby(StandbySink):
         self._is_first_visit = True
         # Whether QEMU was given something to load, which it does once.
         self._is_used = False
-        self._task: Deferred[None] | None = None
-        self._when_done: list[Deferred[None]] = []
+        self._task = OneTask()
         self._when_ready: list[Deferred[None]] = []
-        command = (
-            QemuCommand(
-                around.reactor,
-                config.qemu_command,
-                qmp_path=config.qemu_qmp,
-                directory=directory,
-                processes=parts.processes,
-                changed=changed,
-            )
-            if config.qemu_command
-            else None
-        )
-        self._qemu = StandbyQemu(
-            parts.connect,
-            command,
-            clock=around.reactor,
-            processes=parts.processes,
-            qmp_path=config.qemu_qmp,
-            limit=config.qemu_time,
-            arrived=self._arrived,
-            left=self._left,
-            changed=changed,
+        self._qemu = standby_qemu(
+            config, around, parts, directory, arrived=self._arrived, left=self._left, changed=changed
         )
         self._recover()
 
@@ -164,7 +143,7 @@ class VmStandby(StandbySink):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
-        await self._task_done()
+        await self._task.done()
         self._phase = _Phase.STOPPED
         self._ready = None
         await self._qemu.stop()
@@ -272,13 +251,13 @@ class VmStandby(StandbySink):
     def _visit(self, qmp: Qmp) -> None:
         met = Deferred.fromCoroutine(self._meet(qmp))
         met.addErrback(self._not_met, qmp)
-        met.addBoth(lambda _: self._changed())
+        met.addBoth(self._has_changed)
         self._changed()
 
     async def _meet(self, qmp: Qmp) -> None:
         """Find out what the QEMU that has come is good for."""
         if self._phase is _Phase.DEMOTING:
-            await self._task_done()
+            await self._task.done()
         state = self._run_state = await run_state_of(qmp)
         is_first, self._is_first_visit = self._is_first_visit, False
         if self._phase is not _Phase.PROMOTED:
@@ -509,24 +488,11 @@ class VmStandby(StandbySink):
         """Do ``work``, and nothing else of its kind until it is done."""
         self._phase = phase
         self._changed()
-        task = self._task = Deferred.fromCoroutine(work)
+        return self._task.begin(work).addBoth(self._has_changed)
 
-        def done(result: Any) -> Any:
-            self._task = None
-            self._changed()
-            waiting, self._when_done = self._when_done, []
-            for deferred in waiting:
-                deferred.callback(None)
-            return result
-
-        return task.addBoth(done)
-
-    async def _task_done(self) -> None:
-        """Wait for what `_begin` has begun."""
-        if self._task is not None:
-            done: Deferred[None] = Deferred()
-            self._when_done.append(done)
-            await done
+    def _has_changed(self, result: Any) -> Any:
+        self._changed()
+        return result
 
     def _log_failure(self, failure: Failure, doing: str) -> None:
         if failure.check(FtdError, SinkError):

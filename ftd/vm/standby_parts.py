@@ -17,10 +17,11 @@ from ftd.vm.discovery import Backend, Vm, discover
 from ftd.vm.gates import Gates
 from ftd.vm.netgate import NetGate
 from ftd.vm.processes import Processes, SystemProcesses
+from ftd.vm.qemu_command import QemuCommand
 from ftd.vm.qmp import Qmp
 from ftd.vm.qmp_connection import QmpConnection
 from ftd.vm.ram import GuestRam
-from ftd.vm.standby_qemu import Connection
+from ftd.vm.standby_qemu import Connection, StandbyQemu
 from ftd.vm.standby_store import StandbyStore
 from ftd.vm.surroundings import VmSurroundings
 
@@ -93,6 +94,40 @@ def standby_parts(
         discover=partial(discover, standby=True),
         load=load,
         open_ram=partial(GuestRam, writable=True),
+    )
+
+
+def standby_qemu(
+    config: PairConfig,
+    around: VmSurroundings,
+    parts: StandbyParts,
+    directory: Path,
+    *,
+    arrived: Callable[[Qmp], None],
+    left: Callable[[str], None],
+    changed: Callable[[], None],
+) -> StandbyQemu:
+    """What looks after its QEMU, and starts it where there is a ``qemu-command``; see `StandbyQemu`."""
+    command = None
+    if config.qemu_command:
+        command = QemuCommand(
+            around.reactor,
+            config.qemu_command,
+            qmp_path=config.qemu_qmp,
+            directory=directory,
+            processes=parts.processes,
+            changed=changed,
+        )
+    return StandbyQemu(
+        parts.connect,
+        command,
+        clock=around.reactor,
+        processes=parts.processes,
+        qmp_path=config.qemu_qmp,
+        limit=config.qemu_time,
+        arrived=arrived,
+        left=left,
+        changed=changed,
     )
 
 

@@ -164,13 +164,7 @@ class StandbySink:
 
     def let_ram_go(self) -> Deferred[None]:
         """Let go of the RAM that there is now, when what is being done with it is done."""
-        ram = self._ram
-
-        def let_go() -> None:
-            if self._ram is ram:
-                self._close_ram()
-
-        return self._one_at_a_time.run(let_go)
+        return self._one_at_a_time.run(self._close_ram)
 
     def apply(self) -> Deferred[None]:
         """Bring RAM into the state that is held, unless it is; errbacks with `VmError` or `SinkError`."""

@@ -592,6 +592,23 @@ class DemoteTests(PromotionCase):
         self.assertTrue(standby.is_promoted and self.gates.is_open)
         self.assertTrue(self.marker.exists())
 
+    def test_quit_takes_too_long_and_qmp_is_there_again(self) -> None:
+        standby, qemu = self.promoted()
+        qemu.hold("quit")
+        self.error(standby.demote(), VmError, 4 * LIMIT)
+        self.check_is_promoted(standby)
+
+    def test_what_a_guest_may_have_run_from_is_dropped(self) -> None:
+        standby, qemu = self.holding()
+        qemu.hold("cont")
+        standby.promote().addErrback(lambda _: None)
+        self.pass_time(0.1)
+        qemu.die()
+        self.pass_time(0.1)
+        self.assertEqual(len(standby.checkpoints()), 1)
+        self.result(standby.demote())
+        self.assertEqual((list(standby.checkpoints()), standby.is_promoted), ([], False))
+
     def test_its_qemu_does_not_end_and_ftd_may_kill_it(self) -> None:
         self.spawns()
         standby, qemu = self.promoted(qemu_command="qemu")

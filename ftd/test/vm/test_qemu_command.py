@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -251,15 +252,22 @@ class SystemProcessesTests(SynchronousTestCase):
         assert identity is not None
         self.assertEqual((identity.pid, self.processes.identity(pid)), (pid, identity))
         self.assertIsNone(self.processes.exit_status(pid))
-        # Another one that had this number is not killed.
-        self.processes.kill(ProcessIdentity(pid, identity.start - 1))
-        self.assertEqual(self.processes.identity(pid), identity)
         self.processes.kill(identity)
         # A zombie has ended, though nobody has asked for its status yet.
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         self.assertIsNone(self.processes.identity(pid))
         self.assertEqual(self.processes.exit_status(pid), -9)
         self.processes.kill(identity)
+
+    def test_another_one_that_had_its_number_is_not_killed(self) -> None:
+        killed: list[object] = []
+        self.patch(signal, "pidfd_send_signal", lambda *arguments: killed.append(arguments))
+        identity = self.processes.identity(os.getpid())
+        assert identity is not None
+        self.processes.kill(ProcessIdentity(identity.pid, identity.start - 1))
+        self.assertEqual(killed, [])
+        self.processes.kill(identity)
+        self.assertEqual(len(killed), 1)
 
     def test_it_cannot_be_started(self) -> None:
         self.assertRaises(OSError, self.processes.spawn, ["/nonexistent/qemu"], self.log)

@@ -131,6 +131,24 @@ class QemuTests(StandbyCase):
         self.assertIn("stopped", standby.refusal())
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
+    def test_another_one_comes_while_it_is_being_prepared(self) -> None:
+        qemu = self.qemu()
+        self.thread = SteppedThread()
+        standby = self.standby()
+        self.assertEqual(self.thread.waiting, 1)
+        qemu.die()
+        self.make_ram_file()
+        self.qemu(pid=43)
+        self.pass_time(1)
+        # The threads are not done in the order of the QEMUs.
+        self.thread._waiting.rotate()
+        self.thread.run()
+        self.pass_time()
+        self.thread = None
+        self.commit(standby, pages={8: 88})
+        self.assertEqual(self.ram(), [8, 88])
+        self.result(standby.promote())
+
     def test_stopped_while_it_is_being_prepared(self) -> None:
         qemu = self.qemu()
         self.thread = SteppedThread()
