@@ -30,6 +30,9 @@ from ftd.vm.qmp import Qmp
 #: Seconds between two looks at a process that is about to end.
 _LOOK_AGAIN = 0.01
 
+#: Seconds that a QEMU which has not answered `quit` has to end, where ftd may kill it.
+_GRACE = 0.5
+
 _CAPABILITIES = [{"capability": name, "state": True} for name in ("x-ignore-shared", "events")]
 
 
@@ -154,24 +157,27 @@ class StandbyQemu:
         # Those that are there now: another one may come meanwhile.
         started = self.command.process if self.command is not None else None
         processes = {process for process in (self._process, started) if process is not None}
+        is_ending = False
         if qmp is not None:
             # It may have ended before it could answer.  If it has not, that is seen below.
             with suppress(QmpError):
                 await qmp.execute("quit", limit=self._limit)
-            await self._until(lambda: self.qmp is not qmp)
+                is_ending = True
+            await self._until(lambda: self.qmp is not qmp, self._limit)
         elif not processes and self._processes.somebody_listens(self._qmp_path):
             raise VmError(
                 f"a QEMU listens at {self._qmp_path} and does not answer ({self._connection.why_down}): whether its"
                 " guest runs is not known; kill it, and try again"
             )
-        if await self._until(lambda: not any(map(self._lives, processes))):
+        grace = _GRACE if self.command is not None and not is_ending else self._limit
+        if await self._until(lambda: not any(map(self._lives, processes)), grace):
             return
         if self.command is not None:
             # What is not allowed is seen below, too.
             with suppress(PermissionError):
                 for process in processes:
                     self._processes.kill(process)
-            if await self._until(lambda: not any(map(self._lives, processes))):
+            if await self._until(lambda: not any(map(self._lives, processes)), self._limit):
                 return
         numbers = ", ".join(str(process.pid) for process in processes if self._lives(process))
         raise VmError(f"QEMU, process {numbers}, does not end; kill it, and try again")
@@ -179,8 +185,8 @@ class StandbyQemu:
     def _lives(self, process: ProcessIdentity) -> bool:
         return self._processes.identity(process.pid) == process
 
-    async def _until(self, is_so: Callable[[], bool]) -> bool:
-        deadline = self._clock.seconds() + self._limit
+    async def _until(self, is_so: Callable[[], bool], limit: float) -> bool:
+        deadline = self._clock.seconds() + limit
         while not is_so():
             if self._clock.seconds() >= deadline:
                 return False
