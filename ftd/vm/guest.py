@@ -86,6 +86,9 @@ async def put_right(qmp: Qmp, marker: StopMarker, clock: Any, limit: float) -> s
             await qmp.execute("cont")
             state = "running"
         marker.value = Stopped.NOT_BY_US
+    elif state == "running":
+        # Somebody has let it go on, or it was never stopped in the end.
+        marker.value = Stopped.NOT_BY_US
     return state
 
 
@@ -169,7 +172,7 @@ class Guest:
     @property
     def is_on_hold(self) -> bool:
         """Whether it is stopped because there is no standby."""
-        return self._marker.value is Stopped.ON_HOLD
+        return not self.is_running and self._marker.value is Stopped.ON_HOLD
 
     @property
     def is_left_stopped(self) -> bool:

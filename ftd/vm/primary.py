@@ -96,6 +96,8 @@ class VmPrimary:
         self._replication: Replication | None = None
         self._when_idle: list[Deferred[None]] = []
         self._is_ending = False
+        # The guest is being put on hold: whether it runs is not known.
+        self._is_stopping = False
         self._loss_timer: IDelayedCall | None = None
         self._retry_timer: IDelayedCall | None = None
         self._retry_after = _RETRY_FIRST
@@ -302,7 +304,7 @@ class VmPrimary:
     def _regulate(self) -> None:
         """Start the job if all that it needs is there."""
         guest = self._keeper.guest
-        if guest is None or self._job is not None or not self._may_go_on(guest):
+        if guest is None or self._job is not None or self._is_stopping or not self._may_go_on(guest):
             return
         if not (guest.is_running or guest.is_on_hold):
             if guest.is_left_stopped:
@@ -352,7 +354,7 @@ class VmPrimary:
     async def _synchronize(self, guest: Guest, replication: Replication) -> None:
         is_full = self._needs_full()
         if is_full and self.state is VmState.PROTECTED:
-            await self._give_up("the standby does not have the newest checkpoint any more")
+            await self._give_up("the standby does not have the newest checkpoint any more", is_in_job=True)
         was_on_hold = guest.is_on_hold
         if self.state is not VmState.PROTECTED:
             what = "a full checkpoint" if is_full else "what has changed"
@@ -452,19 +454,32 @@ class VmPrimary:
     def _secondary_is_lost(self) -> None:
         self._spawn(self._give_up(f"the standby is lost: {self._link_problem}"))
 
-    async def _give_up(self, reason: str) -> None:
+    async def _give_up(self, reason: str, *, is_in_job: bool = False) -> None:
         """The VM is not protected any more: let it go on for itself, or stop it, as ``on-secondary-loss`` says."""
         if not self._holds_when_lost:
             self._tell(VmState.UNPROTECTED, reason)
             self._exposure.adapt()
             return
-        guest = self._keeper.guest
         self._tell(VmState.HOLDING, f"{reason}; the guest is on hold until the standby is back or protection is off")
-        if guest is not None and guest.is_running:
-            try:
-                await guest.stop(Stopped.ON_HOLD)
-            except QmpError as error:
-                self.log.warn("the guest could not be put on hold: {error}", error=error)
+        if not is_in_job:
+            # A checkpoint that is under way lets the guest go on at its end.
+            await self.idle()
+        guest = self._keeper.guest
+        if self.state is VmState.HOLDING and guest is not None and (guest.is_running or guest.is_left_stopped):
+            await self._put_on_hold(guest)
+
+    async def _put_on_hold(self, guest: Guest) -> None:
+        self._is_stopping = True
+        try:
+            await guest.stop(Stopped.ON_HOLD)
+            if self.state is VmState.UNPROTECTED and not self._holds_when_lost:
+                # Protection was turned off meanwhile.
+                await guest.cont()
+        except QmpError as error:
+            self.log.warn("the guest could not be put on hold: {error}", error=error)
+        finally:
+            self._is_stopping = False
+        self._regulate()
 
     async def _do_without(self) -> None:
         """Protection is off."""

@@ -19,11 +19,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from ftd.config import PairConfig, SecondaryLoss, pair_from_mapping
 from ftd.errors import FtdError
 from ftd.status import Commit, VmState
+from ftd.test.vm.primary_carrier import FakeCarrier, ModelStandby
 from ftd.test.vm.primary_world import (
-    FakeCarrier,
     Frame,
     ModelGates,
-    ModelStandby,
     RamTracker,
     RunningGuest,
     VmQemu,
