@@ -119,6 +119,10 @@ class QemuCommand:
         """The QEMU that it has started is what was wanted: should it end, another one is started at once."""
         self._failures = 0
 
+    def is_gone(self) -> None:
+        """Whoever listened at its socket does not any more."""
+        self._probe_after = 0.0
+
     @property
     def process(self) -> ProcessIdentity | None:
         """The one that was started last, by this ftd or the one before; it may have ended."""

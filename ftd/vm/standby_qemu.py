@@ -13,7 +13,7 @@ It comes with ``-incoming defer`` and waits in ``inmigrate``.  Found with QEMU 7
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -170,17 +170,21 @@ class StandbyQemu:
                 " guest runs is not known; kill it, and try again"
             )
         grace = _GRACE if self.command is not None and not is_ending else self._limit
-        if await self._until(lambda: not any(map(self._lives, processes)), grace):
-            return
-        if self.command is not None:
+        is_gone = await self._are_gone(processes, grace)
+        if not is_gone and self.command is not None:
             # What is not allowed is seen below, too.
             with suppress(PermissionError):
                 for process in processes:
                     self._processes.kill(process)
-            if await self._until(lambda: not any(map(self._lives, processes)), self._limit):
-                return
-        numbers = ", ".join(str(process.pid) for process in processes if self._lives(process))
-        raise VmError(f"QEMU, process {numbers}, does not end; kill it, and try again")
+            is_gone = await self._are_gone(processes, self._limit)
+        if not is_gone:
+            numbers = ", ".join(str(process.pid) for process in processes if self._lives(process))
+            raise VmError(f"QEMU, process {numbers}, does not end; kill it, and try again")
+        if self.command is not None:
+            self.command.is_gone()
+
+    def _are_gone(self, processes: Iterable[ProcessIdentity], limit: float) -> Coroutine[Deferred[None], Any, bool]:
+        return self._until(lambda: not any(map(self._lives, processes)), limit)
 
     def _lives(self, process: ProcessIdentity) -> bool:
         return self._processes.identity(process.pid) == process
