@@ -26,7 +26,7 @@ from twisted.trial.unittest import FailTest, SkipTest
 from demo.story import Seen, Story
 from tests.case import run as run_program
 from tests.daemon import free_port, scratch_directory
-from tests.interruptible import Interrupted, run
+from tests.interruptible import Interrupted, run, shielded
 from tests.vm import guest as guests
 from tests.vm import programs
 from tests.vm.memory import memory_directory
@@ -85,10 +85,11 @@ async def two_hosts(program: QemuProgram) -> AsyncIterator[tuple[VmPair, Observe
         await observer.listen()
         yield pair, observer
     finally:
-        await pair.remove()
-        await observer.stop()
-        for each in (directory, memory):
-            shutil.rmtree(each, ignore_errors=True)
+        with shielded():
+            await pair.remove()
+            await observer.stop()
+            for each in (directory, memory):
+                shutil.rmtree(each, ignore_errors=True)
 
 
 async def show(program: QemuProgram, seconds: float, told: Told) -> Story:

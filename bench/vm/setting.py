@@ -16,6 +16,7 @@ from rich.console import Console
 
 from bench.vm.bare import Bare
 from tests.daemon import free_port, scratch_directory, start_all
+from tests.interruptible import shielded
 from tests.vm import guest as guests
 from tests.vm.guest import Guest
 from tests.vm.memory import memory_directory
@@ -143,9 +144,10 @@ class Pair:
 
     async def remove(self) -> None:
         """End everything and remove its files."""
-        await self.vm.remove()
-        for directory in (self.directory, self.memory):
-            shutil.rmtree(directory, ignore_errors=True)
+        with shielded():
+            await self.vm.remove()
+            for directory in (self.directory, self.memory):
+                shutil.rmtree(directory, ignore_errors=True)
 
     def bare(self) -> Bare:
         """A way to the primary's QEMU that knows nothing of ftd."""

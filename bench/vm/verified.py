@@ -29,6 +29,7 @@ from ftd.vm.stop_marker import StopMarker
 from ftd.vm.surroundings import VmSurroundings
 from ftd.vm.tracking import Verifier
 from tests.daemon import scratch_directory
+from tests.interruptible import shielded
 from tests.vm import guest as guests
 from tests.vm.memory import memory_directory
 from tests.vm.programs import QemuProgram
@@ -118,11 +119,12 @@ async def _count_missed(
             captures.close()
         return captures.missed, captures.found, captures.tracker
     finally:
-        await connection.stop()
-        marker.close()
-        qemu.remove()
-        for each in (directory, memory):
-            shutil.rmtree(each, ignore_errors=True)
+        with shielded():
+            await connection.stop()
+            marker.close()
+            qemu.remove()
+            for each in (directory, memory):
+                shutil.rmtree(each, ignore_errors=True)
 
 
 class _Captures:
