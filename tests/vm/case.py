@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from tests.case import EndToEndCase
+from tests.daemon import Daemon
 from tests.vm import programs
 from tests.vm.guest import Guest
 from tests.vm.memory import memory_directory
 from tests.vm.network import Client, Network
 from tests.vm.observer import Observer
-from tests.vm.pair import VmPair
+from tests.vm.pair import VmPair, told
 from tests.vm.programs import QemuProgram
 from tests.vm.qemu import Qemu
 
@@ -31,6 +32,11 @@ class VmCase(EndToEndCase):
     def which_qemu(self) -> QemuProgram:
         """The QEMU that these tests are about.  :raises SkipTest: if it is not here."""
         return programs.system_qemu()
+
+    def assert_no_fault(self, daemon: Daemon) -> None:
+        """Nothing that happened was a surprise to the daemon."""
+        if "Traceback (most recent call last)" in daemon.log():
+            self.fail(told(daemon))
 
     def memory(self) -> Path:
         """A directory of this test on tmpfs."""

@@ -36,6 +36,9 @@ _NOT_FREE = 2
 #: What the Linux guest prints when it can be talked to.
 READY = "the guest is ready"
 
+#: What the boot sector prints when it stands still.
+STILL = "=\n"
+
 #: A count that the boot sector printed to its end.
 _COUNT = re.compile(r"^([0-9a-f]{8})\n", re.MULTILINE)
 
@@ -65,7 +68,7 @@ def counter(
     :param delay: turns of an empty loop between two counts, about two million a millisecond.
     :param ram: MiB.
     :param has_nic: whether each count is sent as a frame too.
-    :param has_reins: whether `tests.vm.qemu.Qemu.rein` has it stand still and go on.
+    :param has_reins: whether `tests.vm.qemu.Qemu.stand_still` works.
     """
     assert 1 <= pages <= (ram - _NOT_FREE) * 256, "there is not so much memory"
     assembler = programs.program("nasm")

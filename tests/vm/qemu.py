@@ -13,7 +13,7 @@ from tests.vm import guest as guests
 from tests.vm import leash
 from tests.vm.guest import Guest
 from tests.vm.programs import QemuProgram
-from tests.waiting import pause, until
+from tests.waiting import until
 
 #: What both machines of a pair are called.
 UUID = "5c4b8a52-6b0e-4f0d-9d3b-2f6d4a1f7e90"
@@ -132,8 +132,17 @@ class Qemu:
         """Have it go on after `hang`."""
         self.send(signal.SIGCONT)
 
-    def rein(self) -> None:
-        """Have a boot sector with reins stand still after its turn, or go on if it does."""
+    async def stand_still(self) -> None:
+        """Have a boot sector with reins stop counting, and touch no memory from then on; wait until it does."""
+        already = self.serial().count(guests.STILL)
+        self._rein()
+        await until(lambda: self.serial().count(guests.STILL) > already, f"{self.name} stands still")
+
+    def count_on(self) -> None:
+        """Let it go on."""
+        self._rein()
+
+    def _rein(self) -> None:
         with socket.socket(socket.AF_UNIX) as reins:
             reins.connect(str(self._reins))
             reins.sendall(b"\n")
@@ -173,18 +182,6 @@ class Qemu:
             lambda: self.last_count() >= start + more,
             lambda: f"{self.name} counts on from {start}; it is at {self.last_count()} {self.log()}",
         )
-
-    async def until_still(self) -> None:
-        """Wait until the boot sector counts no more."""
-        before = -1
-
-        async def is_still() -> bool:
-            nonlocal before
-            last, before = before, self.count_in_memory()
-            await pause(0.02)
-            return last == before
-
-        await until(is_still, f"{self.name} stands still")
 
     async def until_printed(self, text: str, within: float = guests.BOOT_TIME) -> None:
         """Wait until the guest has printed ``text``."""

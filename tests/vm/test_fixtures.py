@@ -64,12 +64,11 @@ class BootSectorTests(VmCase):
         qemu = self.machine(guest.counter(has_reins=True))
         qemu.start()
         await qemu.until_counting()
-        qemu.rein()
-        await qemu.until_still()
+        await qemu.stand_still()
         memory = qemu.ram.read_bytes()
         await pause(0.2)
         self.assertEqual(qemu.ram.read_bytes(), memory)
-        qemu.rein()
+        qemu.count_on()
         await qemu.until_counting()
 
     async def test_it_writes_all_over_its_memory(self) -> None:

@@ -33,12 +33,11 @@ class EqualTests(VmCase):
         for round_number in range(ROUNDS):
             await pair.until_checkpoints(1)
             await pause(random.uniform(0.0, 0.04))
-            pair.primary.rein()
-            await pair.primary.until_still()
+            await pair.primary.stand_still()
             # One may have been under way when it stopped; the next is of the memory as it is now.
             await pair.until_checkpoints(2)
             self.assert_same_memory(pair.primary, pair.standby, f"round {round_number}")
-            pair.primary.rein()
+            pair.primary.count_on()
         vm = await pair.vm(pair.a)
         self.assertEqual(vm["status"], "protected")
         self.assertGreaterEqual(vm["checkpoint"], ROUNDS)

@@ -9,7 +9,8 @@
 ;   PAGES  pages that a turn dirties, from AREA on
 ;   DELAY  turns of an empty loop between two counts; 0 for as fast as it can
 ;   NIC    1: a NE2000 at port 0x300 sends each count, little-endian, as the payload of a broadcast frame
-;   REINS  1: a byte on COM2 has it stand still after the turn, touching no memory, until another comes
+;   REINS  1: a byte on COM2 has it stand still after the turn: it prints "=" on a line, and touches no memory until
+;          another byte comes
 
 %define COUNTER 0x8000          ; where the count is kept
 %define AREA    0x100000        ; where the pages begin
@@ -98,6 +99,11 @@ print:  out     dx, al
         jz      go_on
         mov     edx, COM2
         in      al, dx
+        mov     edx, COM1
+        mov     al, '='
+        out     dx, al
+        mov     al, 10
+        out     dx, al
         mov     edx, COM2 + 5
 still:  in      al, dx
         test    al, 1
