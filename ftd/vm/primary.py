@@ -169,7 +169,7 @@ class VmPrimary:
             self._loss_timer = self._around.reactor.callLater(wait, self._secondary_is_lost)
             self._tell(self.state, f"{why}; what the guest sends is held for {wait:.1f} s more")
         elif self._keeper.guest is not None:
-            self._tell(self._state_without(self._keeper.guest), why)
+            self._tell(self._state_without(self._keeper.guest), self._why_not())
 
     def link_problem(self, why: str) -> None:
         """A session could not be opened, and why."""
@@ -197,7 +197,8 @@ class VmPrimary:
 
     def set_protection(self, enabled: bool | None, interval: float | None) -> Deferred[None]:
         """See `IPrimaryPair`."""
-        self._schedule.change_interval(self._schedule.interval if interval is None else interval)
+        if interval is not None:
+            self._schedule.change_interval(interval)
         if enabled is None or enabled == self.is_wanted:
             self._carrier.changed()
             return succeed(None)
