@@ -53,7 +53,7 @@ class Progress:
 
     def say(self, what: str) -> None:
         """One line."""
-        self.console.print(f"[dim]{time.monotonic() - self._begin:6.1f} s[/]  {what}")
+        self.console.print(f"[dim]{time.monotonic() - self._begin:6.1f} s[/]  {what}", soft_wrap=True)
 
 
 def counter(ram: int) -> Guest:

@@ -63,7 +63,7 @@ class DemoTests(VmCase):
             "the VM of vm runs: promoted",
             "host-a prints",
             "newest committed checkpoint",
-            "lost, and done again",
+            "Lost with host-a: ",
             "Of that the outside had seen: nothing",
             "The outside saw nothing for ",
         ):
