@@ -172,12 +172,12 @@ class Guest:
     @property
     def is_on_hold(self) -> bool:
         """Whether it is stopped because there is no standby."""
-        return not self.is_running and self._marker.value is Stopped.ON_HOLD
+        return self.run_state in _STOPPED and self._marker.value is Stopped.ON_HOLD
 
     @property
     def is_left_stopped(self) -> bool:
         """Whether it stands still because of a checkpoint, after which it could not be let go on."""
-        return not self.is_running and self._marker.value is Stopped.FOR_CHECKPOINT
+        return self.run_state in _STOPPED and self._marker.value is Stopped.FOR_CHECKPOINT
 
     def on_running(self, act: Callable[[], None]) -> None:
         """Call ``act`` every time somebody lets the guest go on."""

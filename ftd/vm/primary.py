@@ -160,7 +160,7 @@ class VmPrimary:
         self._has_session = False
         self._link_problem = why
         self._schedule.lost()
-        if self._when_idle and self._replication is not None:
+        if self._replication is not None and (self._when_idle or self._is_ending):
             self._replication.interrupt(is_link_down=True)
         if self.is_fenced or self._is_ending:
             return
@@ -168,13 +168,14 @@ class VmPrimary:
             wait = max(0.0, self._config.dead_time - silence)
             self._loss_timer = self._around.reactor.callLater(wait, self._secondary_is_lost)
             self._tell(self.state, f"{why}; what the guest sends is held for {wait:.1f} s more")
-        elif self._keeper.guest is not None:
+        elif self._keeper.guest is not None and self._keeper.qmp is not None:
             self._tell(self._state_without(self._keeper.guest), self._why_not())
 
     def link_problem(self, why: str) -> None:
         """A session could not be opened, and why."""
         self._link_problem = why
-        if not self._has_session and self.state is VmState.UNPROTECTED and self._keeper.guest is not None:
+        is_there = self._keeper.guest is not None and self._keeper.qmp is not None
+        if not self._has_session and self.state is VmState.UNPROTECTED and is_there:
             self._tell(self.state, self._why_not())
 
     def superseded(self, node: str) -> None:
@@ -393,7 +394,7 @@ class VmPrimary:
         """Nothing was committed; the guest runs on, and what it sends is held while it is protected."""
         self._carrier.cancel_transaction(str(error))
         guest.dirty.failed()
-        if not guest.qmp.is_open or not (self._has_session or guest.is_left_stopped):
+        if self._is_ending or not guest.qmp.is_open or not (self._has_session or guest.is_left_stopped):
             # Those who have told of that say what follows.
             return
         if isinstance(error, PairFailed):
@@ -506,12 +507,15 @@ class VmPrimary:
         await self._put_up_fence("it was demoted; `promote` with force lets it go on")
 
     async def _last_checkpoint(self, guest: Guest) -> None:
+        replication = self._replication = self._new_replication(guest)
         try:
-            await self._new_replication(guest).synchronize(is_full=self._needs_full(), resume=False)
+            await replication.synchronize(is_full=self._needs_full(), resume=False)
             self._committed()
         except FtdError as error:
             self.log.warn("the last checkpoint before the VM was stopped failed: {error}", error=error)
             self._carrier.cancel_transaction(str(error))
+        finally:
+            self._replication = None
 
     async def _put_up_fence(self, reason: str) -> None:
         if self.is_fenced:
@@ -542,9 +546,11 @@ class VmPrimary:
         self._fence.take_down()
         self._tell(VmState.UNPROTECTED, self._why_not())
         if self._keeper.qmp is not None:
-            await self._keeper.qmp.execute("cont")
-            self._keeper.attach()
-            self._exposure.qemu_found(is_another=False)
+            try:
+                await self._keeper.qmp.execute("cont")
+            finally:
+                self._keeper.attach()
+                self._exposure.qemu_found(is_another=False)
 
     # Telling
 

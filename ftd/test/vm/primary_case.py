@@ -240,14 +240,19 @@ class PrimaryCase(SynchronousTestCase):
         self.run_threads()
         self.pass_time(2 * QEMU_TIME, 0.05)
         self.run_threads()
+        self.assert_stopped(stopping)
+
+    def assert_stopped(self, stopping: Deferred[None]) -> None:
+        """It is, and nothing is left."""
         self.successResultOf(stopping)
+        self.vm = None
         self.assertEqual(self.reactor.getDelayedCalls(), [], "timers are left")
         self.assertEqual(self.reactor.readers, [], "readers are left")
         self.assertFalse(self.gates.is_started)
         self.assertTrue(all(tracker.is_closed for tracker in self.guest.trackers), "a tracker is left")
 
     def _let_die(self) -> None:
-        for call in self.reactor.getDelayedCalls():
+        for call in list(self.reactor.getDelayedCalls()):
             call.cancel()
         self.thread = None
         vm = self.vm
@@ -259,7 +264,7 @@ class PrimaryCase(SynchronousTestCase):
             if not link.is_over:
                 link.cut(clean=True)
         self.reactor.deliver()
-        for call in self.reactor.getDelayedCalls():
+        for call in list(self.reactor.getDelayedCalls()):
             call.cancel()
         for reader in list(self.reactor.readers):
             reader.abandon()
@@ -302,6 +307,11 @@ class PrimaryCase(SynchronousTestCase):
         return run(partial(act, *args, **more))
 
     def _turn(self) -> bool:
+        if self.carrier.hung_up and self.vm is not None:
+            self.carrier.hung_up = False
+            vm = self.vm
+            self.carrier.is_lost(lambda: vm.session_lost("stopped", 0.0))
+            return True
         return self.carrier.turn()
 
     def _choose(self, kind: str, vm: Vm, ram: GuestRam) -> RamTracker:  # noqa: ARG002
