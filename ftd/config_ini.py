@@ -18,6 +18,9 @@ from ftd.errors import ConfigError
 #: Bytes; beyond any real configuration, and little enough to read ``/dev/zero`` by mistake.
 LARGEST_FILE = 4 * 1024 * 1024
 
+#: Keys whose values may go on in the lines below, where these are indented.
+_CONTINUED = frozenset({"qemu-command"})
+
 # Begins the title that stands in for a second section of one name; no text that is read has a zero byte.
 _SET_ASIDE = "\0"
 
@@ -81,7 +84,10 @@ def read_sections(text: str, found: list[ConfigError]) -> Mapping[str, Mapping[s
         sections[title] = dict(parser.items(title))
         for key, value in sections[title].items():
             first, *others = value.split("\n")
-            if others:
+            if key in _CONTINUED:
+                # As it is typed in a shell, too: with a backslash before the end of each line.
+                sections[title][key] = " ".join(line.removesuffix("\\").rstrip() for line in (first, *others))
+            elif others:
                 detail = f"the line after it is indented, so {shown(others[0])} reads as part of the value"
                 found.append(ConfigError(detail, printable(title), printable(key)))
                 sections[title][key] = first

@@ -334,7 +334,8 @@ class PairConfig:
         metadata=key(
             CommandText(),
             "The command line that starts the standby's QEMU, with `-incoming defer`; "
-            "ftd runs it where no QEMU is there. Words as in a shell, but no shell runs it.",
+            "ftd runs it where no QEMU is there. Words as in a shell, but no shell runs it; lines below that are"
+            " indented belong to it.",
             only="secondary",
             example="/etc/ftd/standby-vm.sh",
             otherwise="none",

@@ -366,6 +366,17 @@ class LoadTests(FileCase):
         )
         self.assertEqual(list(config.pairs), ["a", "b"])
 
+    def test_a_command_over_several_lines(self) -> None:
+        """Indented, with or without the backslashes that a shell needs."""
+        standby = "[pair b]\nrole = secondary\nlink = tcp:1\nsink = qemu\nqemu-qmp = /q\nqemu-command = "
+        for text in (
+            "qemu -m 512\n    -incoming defer\n",
+            "qemu -m 512 \\\n  -incoming defer\n",
+            "\n qemu -m 512\n -incoming defer\n",
+        ):
+            (pair,) = self.loaded(f"{standby}{text}keep = 3\n").pairs.values()
+            self.assertEqual(pair.qemu_command.split(), ["qemu", "-m", "512", "-incoming", "defer"])
+
     def test_secondary_need_not_care_for_frame_size(self) -> None:
         """``frame-size`` is the primary's business."""
         self.assertEqual(self.loaded(SECONDARY + "max-payload = 64KiB\n").pairs["b"].max_payload, 64 * KIB)
