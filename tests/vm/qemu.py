@@ -63,6 +63,7 @@ class Qemu:
         self._is_standby = is_standby
         self._network_listens = network_listens
         self._process: subprocess.Popen[bytes] | None = None
+        self._rein_socket: socket.socket | None = None
 
     @property
     def command(self) -> list[str]:
@@ -123,6 +124,9 @@ class Qemu:
         if self._process is not None:
             self._process.wait()
             self._process = None
+        if self._rein_socket is not None:
+            self._rein_socket.close()
+            self._rein_socket = None
 
     def hang(self) -> None:
         """Have it do nothing any more: neither its guest nor QMP goes on, and its sockets stay open."""
@@ -143,9 +147,11 @@ class Qemu:
         self._rein()
 
     def _rein(self) -> None:
-        with socket.socket(socket.AF_UNIX) as reins:
-            reins.connect(str(self._reins))
-            reins.sendall(b"\n")
+        if self._rein_socket is None:
+            # It stays connected: QEMU forgets what it has not read yet when the other side hangs up.
+            self._rein_socket = socket.socket(socket.AF_UNIX)
+            self._rein_socket.connect(str(self._reins))
+        self._rein_socket.sendall(b"\n")
 
     def remove(self) -> None:
         """Kill it and remove its memory."""

@@ -9,7 +9,7 @@ from tests.vm.pair import VmPair
 from tests.waiting import until
 
 
-class TcpTests(VmCase):
+class TcpCase(VmCase):
     """Connections that were made before the primary dies go on afterwards."""
 
     async def until_more(self, client: Client, more: int) -> None:
@@ -42,6 +42,10 @@ class TcpTests(VmCase):
         self.assertEqual(found, sorted(set(found)))
         self.assertEqual(counts.trouble(), "")
 
+
+class TcpTests(TcpCase):
+    """The usual way."""
+
     async def test_they_go_on(self) -> None:
         pair, lines, counts = await self.booted_pair()
         await pair.kill_primary()
@@ -51,6 +55,14 @@ class TcpTests(VmCase):
         await self.until_more(counts, 20)
         self.assert_undisturbed(lines, counts)
         self.assertEqual((await pair.vm(pair.b))["status"], "promoted")
+
+
+class TcpOnQemu10Tests(OnQemu10, TcpTests):
+    """The same on QEMU 10."""
+
+
+class OtherTcpTests(TcpCase):
+    """In other circumstances."""
 
     async def test_they_go_on_where_qemu_dials_the_gate(self) -> None:
         pair, lines, counts = await self.booted_pair(network_listens=False)
@@ -73,7 +85,3 @@ class TcpTests(VmCase):
         await self.until_more(lines, 100)
         await self.until_more(counts, 20)
         self.assert_undisturbed(lines, counts)
-
-
-class TcpOnQemu10Tests(OnQemu10, TcpTests):
-    """The same on QEMU 10."""
