@@ -113,8 +113,8 @@ class VmPair:
             self.standby.start()
 
     async def protected(self, within: float = SYNC_TIME) -> Json:
-        """Wait until the guest is protected and nothing is the matter; the ``vm`` of the primary."""
-        return await self.until_vm(self.a, within=within, status="protected", reason="")
+        """Wait until the guest runs, protected, and nothing is the matter; the ``vm`` of the primary."""
+        return await self.until_vm(self.a, within=within, status="protected", run_state="running", reason="")
 
     async def started(self) -> VmPair:
         """Start everything, and wait until the guest is protected."""

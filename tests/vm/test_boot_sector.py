@@ -135,8 +135,14 @@ class OrderTests(VmCase):
         await pair.promote(force=True)
         await pair.until_vm(pair.a, status="fenced")
         monitor = await pair.monitor(pair.primary)
-        self.assertEqual(await monitor.run_state(), "paused")
+
+        async def is_stopped() -> bool:
+            return await monitor.run_state() in ("paused", "postmigrate")
+
+        await until(is_stopped, "the old primary's guest is stopped")
+        last = pair.primary.last_count()
         await pair.standby.until_counting()
+        self.assertEqual(pair.primary.last_count(), last)
         seen = observer.counts()
         self.assertEqual(seen, sorted(set(seen)))
 
