@@ -49,7 +49,7 @@ class ModelStandby:
 
     def take(self, payload: bytes) -> str:
         """Why it does not take it; empty if it does."""
-        shelf = _Shelf()
+        shelf = Shelf()
         reader = RecordReader(lambda _: None, 1 << 20)
         reader.restart(shelf)
         reader.feed(payload)
@@ -70,7 +70,7 @@ class ModelStandby:
         return ""
 
 
-class _Shelf:
+class Shelf:
     """See `RecordTarget`."""
 
     def __init__(self) -> None:
