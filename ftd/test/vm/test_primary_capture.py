@@ -54,6 +54,7 @@ class RefusedTests(CaptureCase):
         self.assertEqual(self.committed(), before)
         self.assertFalse(self.was_seen(self.frame))
         self.assertFalse(self.carrier.is_open, "a transaction is left open")
+        self.assertEqual(self.reactor.readers, [], "nobody waits for the device state any more")
 
     def _refused(self, command: str) -> None:
         self._refuses(command)

@@ -11,7 +11,7 @@ from ftd.test.vm.primary_world import ModelGates
 from ftd.testing.threads import SteppedThread
 from ftd.vm import guest as guest_module
 from ftd.vm.errors import QmpRefused, TrackingUnavailable
-from ftd.vm.netgate import NetGateError
+from ftd.vm.netgate import GateState, NetGateError
 from ftd.vm.stop_marker import Stopped
 from ftd.wire.hello import LastCheckpoint
 
@@ -170,6 +170,48 @@ class QemuTests(PrimaryCase):
             self.until(lambda: self.told[-1] == (VmState.PROTECTED, ""))
             self.assert_protects()
             self.assertEqual(self.standby.ram[0, 1], pid)
+
+    def test_another_one_before_it_is_seen_that_the_one_before_has_ended(self) -> None:
+        self.protected()
+        self.next_checkpoint()
+        frame = self.say()
+        # A process that ends is there for a little while.
+        self.processes.living[4242] = None
+        self.kill_qemu()
+        self.new_qemu(5001)
+        self.until(lambda: self.told[-1] == (VmState.PROTECTED, ""))
+        self.assertFalse(self.was_seen(frame), "no standby knows of it, and nobody else any more")
+        self.assert_protects()
+
+    def test_another_one_is_not_heard_before_the_standby(self) -> None:
+        self.start()
+        self.pass_time(2 * DEAD_TIME, 0.05)
+        self.assertTrue(self.was_seen(self.say()))
+        self.kill_qemu()
+        self.pass_time(0.5)
+        self.new_qemu(5001)
+        self.until(lambda: self.carrier.dials)
+        self.assertIs(self.gates.state, GateState.CLOSED, "the standby may have taken over meanwhile")
+        self.pass_time(DEAD_TIME - 0.2, 0.05)
+        self.assertIs(self.gates.state, GateState.CLOSED)
+        self.pass_time(0.5)
+        self.assertIs(self.gates.state, GateState.OPEN)
+
+    def test_nothing_is_let_out_while_nobody_knows_whether_it_lives(self) -> None:
+        vm = self.protected()
+        self.next_checkpoint()
+        frame = self.say()
+        self.qemu.is_silent = True
+        self.break_qmp()
+        self.lose()
+        self.pass_time(2 * DEAD_TIME, 0.05)
+        self.assertFalse(self.was_seen(frame))
+        vm.set_protection(False, None)
+        self.deliver()
+        self.assertFalse(self.was_seen(frame))
+        self.qemu.wake()
+        self.pass_time(0.5)
+        self.assertTrue(self.was_seen(frame))
 
     def test_another_one_while_an_ack_is_awaited(self) -> None:
         self.protected()
