@@ -24,6 +24,7 @@ from ftd.vm.carrier import Carrier
 from ftd.vm.gates import Gates
 from ftd.vm.netgate import NetGate
 from ftd.vm.primary import VmPrimary
+from ftd.vm.promotion import become_primary
 from ftd.vm.standby import VmStandby
 from ftd.vm.surroundings import VmSurroundings
 
@@ -69,6 +70,7 @@ def _build_sink(config: PairConfig, directory: Path, reactor: Any) -> IStoringSi
 
 def _build_vm_primary(config: PairConfig, around: Surroundings, directory: Path, reactor: Any) -> PrimaryPair:
     vm_around = _vm_surroundings(around, reactor)
+    become_primary(directory)
 
     def make_vm(carrier: Carrier) -> VmPrimary:
         gates = [

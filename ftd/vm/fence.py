@@ -7,6 +7,9 @@ from pathlib import Path
 from ftd.durable import sync_directory, write_durably
 from ftd.errors import CannotKeep
 
+#: Its file in the directory of a pair.
+FENCE = "fenced"
+
 
 class Fence:
     """

@@ -36,6 +36,7 @@ from pathlib import Path
 import attrs
 
 from ftd.durable import sync_directory, write_durably
+from ftd.vm.fence import FENCE
 
 
 @attrs.frozen(kw_only=True)
@@ -63,6 +64,11 @@ class PromotionMarker:
     def __init__(self, directory: Path) -> None:
         self._path = directory / "promoted"
         self._note = directory / "guest-started"
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is one, whatever is in it."""
+        return self._path.exists()
 
     def load(self) -> Promoted | None:
         """
@@ -105,6 +111,23 @@ class PromotionMarker:
             self._note.touch(mode=0o600)
         else:
             self._note.unlink(missing_ok=True)
+
+
+def become_primary(directory: Path) -> None:
+    """
+    A pair of this name is the primary from now on: the VM that its standby has taken over is its own; blocks.
+
+    What that has written down is removed.  Found again by a later standby of this name, it would have the host that
+    runs the VM by then stop it.  So is a fence from the time before the take-over: whoever fences this primary does so
+    later than now.
+
+    :param directory: durable, the pair's own.
+    :raises OSError: if it cannot be removed.
+    """
+    marker = PromotionMarker(directory)
+    if marker.is_there:
+        (directory / FENCE).unlink(missing_ok=True)
+        marker.remove()
 
 
 class Steps:

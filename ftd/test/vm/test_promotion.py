@@ -15,7 +15,8 @@ from ftd.test.vm.standby_case import DEVICE, GENERATION, LIMIT, NOW, QMP_PATH, S
 from ftd.testing.fake_qmp import FakeQemu
 from ftd.testing.threads import SteppedThread
 from ftd.vm.errors import QmpRefused, VmError
-from ftd.vm.promotion import Promoted, PromotionMarker, Steps
+from ftd.vm.fence import FENCE, Fence
+from ftd.vm.promotion import Promoted, PromotionMarker, Steps, become_primary
 from ftd.vm.standby import FRESH_QEMU_TIME, VmStandby
 
 #: What a take-over does to QEMU and the gates, in order.
@@ -660,6 +661,20 @@ class MarkerTests(SynchronousTestCase):
         self.marker.guest_started = True
         self.marker.write(Promoted())
         self.assertFalse(self.marker.guest_started)
+
+    def test_what_took_over_becomes_the_primary(self) -> None:
+        directory = Path(self.mktemp())
+        fence = Fence(directory / FENCE)
+        fence.put_up("host-b has taken over")
+        become_primary(directory)
+        self.assertNotEqual(Fence(directory / FENCE).reason, "")
+        marker = PromotionMarker(directory)
+        marker.write(Promoted())
+        marker.guest_started = True
+        become_primary(directory)
+        self.assertEqual(Fence(directory / FENCE).reason, "")
+        self.assertIsNone(marker.load())
+        self.assertFalse(marker.guest_started)
 
     def test_steps(self) -> None:
         times = iter((10.0, 10.001, 10.003, 10.004))
