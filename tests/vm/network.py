@@ -38,7 +38,8 @@ class Network:
         commands = [
             "link set lo up",
             # No spanning tree and no waiting: a port of the bridge passes frames from its first moment.
-            "link add bridge type bridge stp_state 0 forward_delay 0",
+            # An address of its own: it would have one of its ports' otherwise, and another when that one is gone.
+            "link add bridge address 02:00:0a:00:02:01 type bridge stp_state 0 forward_delay 0",
             f"address add {ADDRESS} dev bridge",
             "link set bridge up",
         ]
