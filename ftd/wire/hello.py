@@ -10,7 +10,6 @@ import attrs
 from ftd.wire.constants import FEATURES, PROTOCOL_VERSION
 from ftd.wire.errors import ErrorCode, WireError
 
-
 #: The ``state`` of a standby that has taken over.
 PROMOTED = "promoted"
 
