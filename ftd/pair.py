@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -259,5 +260,6 @@ class Pair:
         """An address as people write it."""
         host = getattr(address, "host", None)
         if host is None:
-            return f"unix:{getattr(address, 'name', None) or 'peer'}"
+            name = getattr(address, "name", None) or "peer"
+            return f"unix:{os.fsdecode(name)}"
         return f"[{host}]:{address.port}" if ":" in host else f"{host}:{address.port}"

@@ -21,7 +21,7 @@ from ftd.config import PairConfig
 from ftd.vm.device_stream import DeviceBuffer, DeviceStream
 from ftd.vm.dirty_pages import DirtyPages
 from ftd.vm.discovery import Vm, discover
-from ftd.vm.errors import QmpError, QmpRefused, QmpTimeout, VmError
+from ftd.vm.errors import CannotProtect, QmpError, QmpRefused, QmpTimeout, VmError
 from ftd.vm.pauses import Pause
 from ftd.vm.qmp import Qmp, QmpEvent
 from ftd.vm.ram import GuestRam, Numbers, Pages
@@ -156,6 +156,7 @@ class Guest:
         self._limit = config.qemu_time
         self._buffer = DeviceBuffer(config.qemu_device_limit)
         self._stop_listening = qmp.listen(self._hear)
+        self._is_capturing = False
         self._when_running: list[Callable[[], None]] = []
 
     def close(self) -> None:
@@ -168,6 +169,11 @@ class Guest:
     def is_running(self) -> bool:
         """Whether the guest executes."""
         return self.run_state == "running"
+
+    @property
+    def told_run_state(self) -> str:
+        """``run_state``, but for the moments in which a checkpoint is taken, which are not worth telling."""
+        return "running" if self._is_capturing else self.run_state
 
     @property
     def is_on_hold(self) -> bool:
@@ -213,6 +219,27 @@ class Guest:
         :param resume: let it go on; it does so when the capture fails, too.
         :raises VmError: if there is none to be had now: the guest is stopped by somebody else, QMP or QEMU fails.
         """
+        self._is_capturing = not self.is_on_hold and resume
+        try:
+            return await self._capture(seal, resume)
+        finally:
+            self._is_capturing = False
+
+    async def check_unchanged(self) -> None:
+        """
+        Look whether it is the VM that it was: what is plugged in later, no standby has.
+
+        :raises CannotProtect: if it is not, with what is different.
+        """
+        vm = await discover(self.qmp)
+        if vm.backends != self.vm.backends:
+            raise CannotProtect("the VM has other RAM than before; the standby has to be started with the same")
+        plugged = set(vm.devices) ^ set(self.vm.devices)
+        if plugged:
+            names = ", ".join(sorted(plugged))
+            raise CannotProtect(f"devices were plugged in or out ({names}); start the standby with the same ones")
+
+    async def _capture(self, seal: Seal, resume: bool) -> Captured:
         is_ours = not self.is_on_hold
         if is_ours and not self.is_running:
             raise VmError(f"the guest is not running but {self.run_state}; `cont` in QEMU's monitor lets it go on")

@@ -13,6 +13,7 @@ from twisted.python.failure import Failure
 
 from ftd.config import PairConfig
 from ftd.errors import FtdError
+from ftd.vm.background import cancel
 from ftd.vm.errors import QmpClosed, QmpTimeout, VmError
 from ftd.vm.guest import Guest, attach, put_right
 from ftd.vm.processes import Processes, ProcessIdentity
@@ -100,8 +101,8 @@ class GuestKeeper:
     def stop(self) -> Deferred[None]:
         """Let go of the guest, which stays as it is."""
         self._is_ending = True
-        _cancel(self._again)
-        _cancel(self._end_check)
+        cancel(self._again)
+        cancel(self._end_check)
         self.let_go()
         return self._connection.stop()
 
@@ -131,7 +132,7 @@ class GuestKeeper:
 
     def _connected(self, qmp: Qmp) -> None:
         self.qmp = qmp
-        _cancel(self._end_check)
+        cancel(self._end_check)
         was = self._peer
         self._peer = self._process = self._processes.identity(qmp.peer_pid or 0)
         self._owner.qemu_found(is_another=was is not None and was != self._peer)
@@ -139,7 +140,7 @@ class GuestKeeper:
 
     def _lost(self, why: str) -> None:
         self.qmp = None
-        _cancel(self._again)
+        cancel(self._again)
         self._owner.qemu_lost(why)
         self._check_end()
 
@@ -199,8 +200,3 @@ class GuestKeeper:
         else:
             self.log.failure("while getting hold of a VM", failure)
             self._owner.cannot_attach("an error in ftd; the log says which")
-
-
-def _cancel(timer: IDelayedCall | None) -> None:
-    if timer is not None and timer.active():
-        timer.cancel()

@@ -14,36 +14,38 @@ heard or ``dead-time`` has passed: it may have taken over while this host was aw
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from ftd.config import PairConfig, SecondaryLoss
 from ftd.errors import FtdError, NotInState, PairFailed
 from ftd.status import Commit, VmState, VmStatus
+from ftd.vm.background import cancel, spawn
 from ftd.vm.carrier import Carrier
-from ftd.vm.errors import QmpError, VmError
+from ftd.vm.errors import CannotProtect, QmpError, VmError
 from ftd.vm.exposure import Exposure
-from ftd.vm.fence import Fence
+from ftd.vm.fence import FENCE, Fence
 from ftd.vm.gates import Gates
 from ftd.vm.guest import Guest
 from ftd.vm.guest_keeper import GuestKeeper
+from ftd.vm.pagemap import NotRegistered
 from ftd.vm.processes import Processes, SystemProcesses
 from ftd.vm.replication import Figures, Replication, encoding_choice
+from ftd.vm.retry import Retry
 from ftd.vm.schedule import Due, Schedule
 from ftd.vm.stop_marker import StopMarker, Stopped
 from ftd.vm.surroundings import VmSurroundings
+from ftd.vm.task import OneTask
 from ftd.wire.hello import LastCheckpoint
 
-#: Seconds after a checkpoint that failed; doubled each time.
-_RETRY_FIRST = 0.05
+#: Seconds between two looks at whether the VM is made of what it was.
+_LOOK_AT_VM = 10.0
 
-#: Up to so many, for an ordinary checkpoint, and for one in the background, which may have sent all of the RAM.
+#: Seconds until a checkpoint that failed is tried again at most: for an ordinary one, and for one in the background,
+#: which may have sent all of the RAM.
 _RETRY_MOST, _RETRY_SYNC_MOST = 1.0, 30.0
 
 
@@ -73,7 +75,7 @@ class VmPrimary:
         self._carrier = carrier
         self._around = around
         self._gates = gates
-        self._fence = Fence(directory / "fenced")
+        self._fence = Fence(directory / FENCE)
         self._marker = StopMarker(directory / "stopped")
         self._keeper = GuestKeeper(config, around, self._marker, self, processes or SystemProcesses())
         self._schedule = Schedule(config.qemu_interval, carrier, around.reactor, self._why_not_ready)
@@ -92,16 +94,15 @@ class VmPrimary:
         # The newest checkpoint that the standby has and from which on this guest's dirty pages are known.
         self._base: LastCheckpoint | None = None
         self._standby_has: LastCheckpoint | None = None
-        self._job: Deferred[None] | None = None
+        self._job = OneTask()
         self._replication: Replication | None = None
-        self._when_idle: list[Deferred[None]] = []
         self._is_ending = False
         # The guest is being put on hold: whether it runs is not known.
         self._is_stopping = False
         self._loss_timer: IDelayedCall | None = None
-        self._retry_timer: IDelayedCall | None = None
-        self._retry_after = _RETRY_FIRST
-        self._failing_since: float | None = None
+        # Seconds for which the link may be down before the standby is lost.
+        self._loss_left = config.dead_time
+        self._retry = Retry(around.reactor, self._try_again)
         if self._fence.reason:
             self.state, self.reason = VmState.FENCED, self._fence.reason
 
@@ -126,8 +127,8 @@ class VmPrimary:
         """Let go of the guest, which runs on."""
         self._is_ending = True
         self._exposure.stop()
-        _cancel(self._loss_timer)
-        _cancel(self._retry_timer)
+        cancel(self._loss_timer)
+        self._retry.stop()
         self._schedule.lost()
         return Deferred.fromCoroutine(self._stop())
 
@@ -147,7 +148,9 @@ class VmPrimary:
         """
         self._has_session = True
         self._standby_has = last
-        _cancel(self._loss_timer)
+        if self._loss_timer is not None and self._loss_timer.active():
+            self._loss_left = self._loss_timer.getTime() - self._around.reactor.seconds()
+            self._loss_timer.cancel()
         self._exposure.contact()
         self._regulate()
 
@@ -160,12 +163,12 @@ class VmPrimary:
         self._has_session = False
         self._link_problem = why
         self._schedule.lost()
-        if self._replication is not None and (self._when_idle or self._is_ending):
+        if self._replication is not None and (self._job.is_awaited or self._is_ending):
             self._replication.interrupt(is_link_down=True)
         if self.is_fenced or self._is_ending:
             return
         if self.state is VmState.PROTECTED:
-            wait = max(0.0, self._config.dead_time - silence)
+            wait = max(0.0, min(self._loss_left, self._config.dead_time - silence))
             self._loss_timer = self._around.reactor.callLater(wait, self._secondary_is_lost)
             self._tell(self.state, f"{why}; what the guest sends is held for {wait:.1f} s more")
         elif self._keeper.guest is not None and self._keeper.qmp is not None:
@@ -180,7 +183,8 @@ class VmPrimary:
 
     def superseded(self, node: str) -> None:
         """The standby has taken over: this VM must not run any more."""
-        self._spawn(self._put_up_fence(f"{node} has taken over; `promote` with force lets this VM go on all the same"))
+        reason = f"{node} has taken over; `promote` with force lets this VM go on all the same"
+        spawn(self._put_up_fence(reason), self.log)
 
     # What the API asks
 
@@ -238,7 +242,7 @@ class VmPrimary:
             checkpoint=newest.sequence if newest is not None else 0,
             interval_ms=self._schedule.interval * 1000,
             protection=self.is_wanted,
-            run_state=guest.run_state if guest is not None else None,
+            run_state=guest.told_run_state if guest is not None else None,
             dirty_tracking=guest.tracker.name if guest is not None else None,
             ram_bytes=guest.vm.ram_bytes if guest is not None else 0,
             pause_ms=figures.pauses.status(),
@@ -268,7 +272,7 @@ class VmPrimary:
             self._tell(VmState.HOLDING, "the guest is on hold, as before: there is no standby")
         else:
             # It was put on hold under another configuration.
-            self._spawn(guest.cont())
+            spawn(guest.cont(), self.log)
         self._regulate()
 
     def cannot_attach(self, why: str) -> None:
@@ -281,12 +285,12 @@ class VmPrimary:
         if not self.is_fenced and not self._is_ending:
             self._tell(VmState.UNPROTECTED, why)
         self._schedule.lost()
-        if self._job is None:
+        if not self._job.is_busy:
             self._let_go()
 
     def qemu_ended(self) -> None:
         """See `GuestOwner`.  A primary without a VM is none: its standby may take over without being forced to."""
-        _cancel(self._loss_timer)
+        cancel(self._loss_timer)
         self._exposure.hang_up()
         if not self.is_fenced:
             newest = self._standby_has
@@ -306,7 +310,7 @@ class VmPrimary:
     def _regulate(self) -> None:
         """Start the job if all that it needs is there."""
         guest = self._keeper.guest
-        if guest is None or self._job is not None or self._is_stopping or not self._may_go_on(guest):
+        if guest is None or self._job.is_busy or self._is_stopping or not self._may_go_on(guest):
             return
         if not (guest.is_running or guest.is_on_hold):
             if guest.is_left_stopped:
@@ -314,8 +318,7 @@ class VmPrimary:
                 return
             self._tell(self.state, f"the guest is {guest.run_state}; `cont` in QEMU's monitor lets it go on")
             return
-        self._job = Deferred.fromCoroutine(self._protect(guest))
-        self._job.addCallback(lambda _: self._job_ended(guest))
+        self._job.begin(self._protect(guest)).addCallback(lambda _: self._job_ended())
 
     def _may_go_on(self, guest: Guest) -> bool:
         return (
@@ -325,19 +328,26 @@ class VmPrimary:
             and self.is_wanted
             and not self.is_fenced
             and not self._is_ending
-            and not self._when_idle
+            and not self._job.is_awaited
         )
 
     async def _protect(self, guest: Guest) -> None:
         replication = self._replication = self._new_replication(guest)
+        look_at = self._around.reactor.seconds() + _LOOK_AT_VM
         try:
             await self._synchronize(guest, replication)
             while self._may_go_on(guest) and guest.is_running and self.state is VmState.PROTECTED:
                 due = await self._schedule.due()
+                if self._around.reactor.seconds() >= look_at:
+                    look_at = self._around.reactor.seconds() + _LOOK_AT_VM
+                    await guest.check_unchanged()
                 if due is not None and self._may_go_on(guest) and guest.is_running:
                     await self._checkpoint(replication, due)
                 elif due is not None:
                     self._schedule.refuse(due)
+        except CannotProtect as error:
+            await self._give_up(str(error), is_in_job=True)
+            self._let_go()
         except FtdError as error:
             self._checkpoint_failed(guest, error)
         except Exception:
@@ -349,6 +359,7 @@ class VmPrimary:
             self._schedule.lost()
             self._schedule.refuse_asked()
             self._carrier.cancel_transaction(self.reason)
+            self._leave(guest)
 
     def _new_replication(self, guest: Guest) -> Replication:
         return Replication(guest, self._carrier, self._gates, self._choice, self._figures, self._config, self._around)
@@ -365,7 +376,8 @@ class VmPrimary:
         self._committed()
         if was_on_hold:
             await guest.cont()
-        self._tell(VmState.PROTECTED, "")
+        if self.state in (VmState.SYNCING, VmState.PROTECTED):
+            self._tell(VmState.PROTECTED, "")
 
     def _needs_full(self) -> bool:
         return self._base is None or self._base != self._standby_has
@@ -387,8 +399,9 @@ class VmPrimary:
 
     def _committed(self) -> None:
         self._base = self._standby_has = LastCheckpoint(self._carrier.generation, self._carrier.number)
-        self._failing_since = None
-        self._retry_after = _RETRY_FIRST
+        # Not before: a link that comes and goes and brings nothing to the standby is none.
+        self._loss_left = self._config.dead_time
+        self._retry.succeeded()
 
     def _checkpoint_failed(self, guest: Guest, error: FtdError) -> None:
         """Nothing was committed; the guest runs on, and what it sends is held while it is protected."""
@@ -397,25 +410,19 @@ class VmPrimary:
         if self._is_ending or not guest.qmp.is_open or not (self._has_session or guest.is_left_stopped):
             # Those who have told of that say what follows.
             return
-        if isinstance(error, PairFailed):
-            # It was refused: the standby does not have what this side thinks it has.
+        if isinstance(error, PairFailed | NotRegistered):
+            # It was refused, as the standby does not have what this side thinks it has; or what is dirty is not known.
             self._base = None
         self.log.warn("a checkpoint failed: {error}", error=error)
-        if self._failing_since is None:
-            self._failing_since = self._around.reactor.seconds()
         self._tell(self._state_without(guest), str(error))
-        self._retry_timer = self._around.reactor.callLater(self._retry_after, self._try_again)
-        most = _RETRY_MOST if self.state is VmState.PROTECTED else _RETRY_SYNC_MOST
-        self._retry_after = min(2 * self._retry_after, most)
+        self._retry.failed(_RETRY_MOST if self.state is VmState.PROTECTED else _RETRY_SYNC_MOST)
 
     def _try_again(self) -> None:
-        since = self._failing_since
-        has_failed_long = since is not None and self._around.reactor.seconds() - since >= self._config.dead_time
-        if self.state is VmState.PROTECTED and has_failed_long:
-            self._spawn(self._give_up(self.reason))
+        if self.state is VmState.PROTECTED and self._retry.failing_for >= self._config.dead_time:
+            spawn(self._give_up(self.reason), self.log)
         guest = self._keeper.guest
-        if guest is not None and guest.is_left_stopped and self._job is None and not self.is_fenced:
-            self._spawn(self._let_go_on(guest))
+        if guest is not None and guest.is_left_stopped and not self._job.is_busy and not self.is_fenced:
+            spawn(self._let_go_on(guest), self.log)
         else:
             self._regulate()
 
@@ -428,33 +435,32 @@ class VmPrimary:
         else:
             self._regulate()
 
-    def _job_ended(self, guest: Guest) -> None:
-        self._job = None
+    def _leave(self, guest: Guest) -> None:
+        """The job does nothing with it any more."""
         if guest.qmp is not self._keeper.qmp:
             if guest is self._keeper.guest:
                 self._let_go()
         else:
             # It may have begun to hold for a checkpoint that did not come to be.
             self._exposure.adapt()
-        waiting, self._when_idle = self._when_idle, []
-        for deferred in waiting:
-            deferred.callback(None)
-        if self._failing_since is None:
+
+    def _job_ended(self) -> None:
+        if self._keeper.guest is None:
+            # It is not what it was: it has to be found out anew what it is.
+            self._keeper.attach()
+        if not self._retry.is_failing:
             self._regulate()
 
     async def idle(self) -> None:
         """Wait for the job, which somebody has seen to that it ends."""
         if self._replication is not None:
             self._replication.interrupt(is_link_down=not self._has_session)
-        if self._job is not None:
-            idle: Deferred[None] = Deferred()
-            self._when_idle.append(idle)
-            await idle
+        await self._job.done()
 
     # Protection is given up, fences go up and down
 
     def _secondary_is_lost(self) -> None:
-        self._spawn(self._give_up(f"the standby is lost: {self._link_problem}"))
+        spawn(self._give_up(f"the standby is lost: {self._link_problem}"), self.log)
 
     async def _give_up(self, reason: str, *, is_in_job: bool = False) -> None:
         """The VM is not protected any more: let it go on for itself, or stop it, as ``on-secondary-loss`` says."""
@@ -487,7 +493,7 @@ class VmPrimary:
         """Protection is off."""
         self._schedule.wake_up()
         await self.idle()
-        _cancel(self._loss_timer)
+        cancel(self._loss_timer)
         self._tell(VmState.UNPROTECTED, self._why_not())
         self._exposure.adapt()
         guest = self._keeper.guest
@@ -526,7 +532,7 @@ class VmPrimary:
         except FtdError as error:
             problem = error
         self._exposure.shut()
-        _cancel(self._loss_timer)
+        cancel(self._loss_timer)
         self._tell(VmState.FENCED, reason)
         self._schedule.lost()
         await self.idle()
@@ -567,7 +573,7 @@ class VmPrimary:
         return "" if self._has_session else self._link_problem
 
     def _why_not_ready(self) -> tuple[str, str]:
-        is_ready = self.state is VmState.PROTECTED and self._job is not None and self._has_session
+        is_ready = self.state is VmState.PROTECTED and self._job.is_busy and self._has_session
         return "" if is_ready else self.reason or self.state.value, self.state.value
 
     def _tell(self, state: VmState, reason: str) -> None:
@@ -576,18 +582,3 @@ class VmPrimary:
                 self.log.info("the VM is {state}{why}", state=state.value, why=f": {reason}" if reason else "")
             self.state, self.reason = state, reason
             self._carrier.changed()
-
-    def _spawn(self, act: Coroutine[Deferred[Any], Any, None]) -> None:
-        """Something that goes on by itself."""
-        Deferred.fromCoroutine(act).addErrback(self._log_failure)
-
-    def _log_failure(self, failure: Failure) -> None:
-        if failure.check(FtdError):
-            self.log.warn("{error}", error=failure.value)
-        else:
-            self.log.failure("an error in ftd", failure)
-
-
-def _cancel(timer: IDelayedCall | None) -> None:
-    if timer is not None and timer.active():
-        timer.cancel()

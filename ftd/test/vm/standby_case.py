@@ -262,7 +262,7 @@ class StandbyCase(SynchronousTestCase):
         # QEMU hears of it.  The old one does too, and can do nothing about it.
         while self.reactor.links and any(link.step() for link in self.reactor.links):
             pass
-        for call in self.reactor.getDelayedCalls():
+        for call in list(self.reactor.getDelayedCalls()):
             call.cancel()
         self.reactor.unix_dialling.clear()
         self.reactor.links.clear()

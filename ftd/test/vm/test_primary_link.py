@@ -211,6 +211,20 @@ class SecondaryLossTests(LinkCase):
         self.until(lambda: self.was_seen(self.frame))
         self.assert_protects()
 
+    def test_a_link_that_comes_and_goes_and_brings_nothing_is_none(self) -> None:
+        self.protected()
+        self.next_checkpoint()
+        frame = self.say()
+        self.carrier.acks = False
+        for _ in range(4):
+            self.loses()
+            self.pass_time(DEAD_TIME / 3, 0.05)
+            if self.vm is None or self.vm.state is VmState.UNPROTECTED:
+                break
+            self.connect()
+        self.assert_state(VmState.UNPROTECTED)
+        self.assertTrue(self.was_seen(frame))
+
     def test_the_commit_in_doubt_turns_out_committed_after_dead_time(self) -> None:
         self.protected()
         self.carrier.acks = False
