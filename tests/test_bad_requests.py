@@ -166,12 +166,16 @@ class BadRequestTests(SharedDaemonCase):
             self.assertIn("nobody", problem(answer, 404)["detail"])
 
     async def test_what_is_not_routed(self) -> None:
-        for path in ("/", "/metrics", "/v2", "/v1/pairs/demo/promote", "/v1/pairs/demo/protection"):
+        for path in ("/", "/metrics", "/v2", "/v1/pairs/demo/other"):
             problem(await self.ask("GET", path), 404)
         wrong = await self.ask("DELETE", "demo/checkpoint")
         problem(wrong, 405)
         self.assertEqual(wrong.header("Allow"), "PUT")
         problem(await self.ask("GET", "demo-standby/checkpoints/one"), 404)
+
+    async def test_what_is_for_vms(self) -> None:
+        for method, what in (("PUT", "protection"), ("POST", "promote"), ("POST", "demote")):
+            self.assertIn("has no VM", problem(await self.ask(method, f"demo/{what}", b"{}"), 409)["detail"])
 
     async def test_a_pair_of_the_file_cannot_be_deleted(self) -> None:
         self.assertIn("SIGHUP", problem(await self.ask("DELETE", "demo"), 409)["detail"])

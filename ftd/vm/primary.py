@@ -28,14 +28,16 @@ from ftd.vm.carrier import Carrier
 from ftd.vm.errors import CannotProtect, QmpError, VmError
 from ftd.vm.exposure import Exposure
 from ftd.vm.fence import FENCE, Fence
+from ftd.vm.fencing import Fencing
 from ftd.vm.gates import Gates
 from ftd.vm.guest import Guest
 from ftd.vm.guest_keeper import GuestKeeper
 from ftd.vm.pagemap import NotRegistered
 from ftd.vm.processes import Processes, SystemProcesses
-from ftd.vm.replication import Figures, Replication, encoding_choice
+from ftd.vm.replication import Replication
 from ftd.vm.retry import Retry
 from ftd.vm.schedule import Due, Schedule
+from ftd.vm.series import Series
 from ftd.vm.stop_marker import StopMarker, Stopped
 from ftd.vm.surroundings import VmSurroundings
 from ftd.vm.task import OneTask
@@ -79,8 +81,7 @@ class VmPrimary:
         self._marker = StopMarker(directory / "stopped")
         self._keeper = GuestKeeper(config, around, self._marker, self, processes or SystemProcesses())
         self._schedule = Schedule(config.qemu_interval, carrier, around.reactor, self._why_not_ready)
-        self._choice = encoding_choice(config)
-        self._figures = Figures()
+        self._series = Series(config, carrier, gates, around)
         self._exposure = Exposure(
             gates,
             carrier,
@@ -89,13 +90,12 @@ class VmPrimary:
             is_unprotected=lambda: self.state is VmState.UNPROTECTED and not self.is_fenced,
             may_pass=lambda: not self._holds_when_lost,
         )
+        self._fencing = Fencing(
+            self._fence, self._exposure, self._keeper, tell=self._tell, come_to_rest=self._come_to_rest
+        )
         self._has_session = False
         self._link_problem = "the standby has not been reached yet"
-        # The newest checkpoint that the standby has and from which on this guest's dirty pages are known.
-        self._base: LastCheckpoint | None = None
-        self._standby_has: LastCheckpoint | None = None
         self._job = OneTask()
-        self._replication: Replication | None = None
         self._is_ending = False
         # The guest is being put on hold: whether it runs is not known.
         self._is_stopping = False
@@ -147,7 +147,7 @@ class VmPrimary:
         :param last: the newest checkpoint that it has.
         """
         self._has_session = True
-        self._standby_has = last
+        self._series.standby_has = last
         if self._loss_timer is not None and self._loss_timer.active():
             self._loss_left = self._loss_timer.getTime() - self._around.reactor.seconds()
             self._loss_timer.cancel()
@@ -163,8 +163,8 @@ class VmPrimary:
         self._has_session = False
         self._link_problem = why
         self._schedule.lost()
-        if self._replication is not None and (self._job.is_awaited or self._is_ending):
-            self._replication.interrupt(is_link_down=True)
+        if self._series.replication is not None and (self._job.is_awaited or self._is_ending):
+            self._series.replication.interrupt(is_link_down=True)
         if self.is_fenced or self._is_ending:
             return
         if self.state is VmState.PROTECTED:
@@ -184,7 +184,7 @@ class VmPrimary:
     def superseded(self, node: str) -> None:
         """The standby has taken over: this VM must not run any more."""
         reason = f"{node} has taken over; `promote` with force lets this VM go on all the same"
-        spawn(self._put_up_fence(reason), self.log)
+        spawn(self._fencing.put_up(reason), self.log)
 
     # What the API asks
 
@@ -230,12 +230,12 @@ class VmPrimary:
                 " nowhere else",
                 self.state.value,
             )
-        return Deferred.fromCoroutine(self._take_down_fence())
+        return Deferred.fromCoroutine(self._fencing.take_down(self._why_not))
 
     def status(self) -> VmStatus:
         """For the API."""
-        guest, figures = self._keeper.guest, self._figures
-        at, newest = figures.committed_at, self._standby_has
+        guest, figures = self._keeper.guest, self._series.figures
+        at, newest = figures.committed_at, self._series.standby_has
         return VmStatus(
             status=self.state,
             generation=newest.generation if newest is not None else None,
@@ -293,7 +293,7 @@ class VmPrimary:
         cancel(self._loss_timer)
         self._exposure.hang_up()
         if not self.is_fenced:
-            newest = self._standby_has
+            newest = self._series.standby_has
             has = (
                 f"the standby has checkpoint {newest.sequence} and can be promoted, or"
                 if newest is not None
@@ -302,7 +302,7 @@ class VmPrimary:
             self._tell(VmState.UNPROTECTED, f"QEMU has ended; {has} start QEMU again")
 
     def _let_go(self) -> None:
-        self._base = None
+        self._series.lose_track()
         self._keeper.let_go()
 
     # The job
@@ -332,7 +332,7 @@ class VmPrimary:
         )
 
     async def _protect(self, guest: Guest) -> None:
-        replication = self._replication = self._new_replication(guest)
+        replication = self._series.begin(guest)
         look_at = self._around.reactor.seconds() + _LOOK_AT_VM
         try:
             await self._synchronize(guest, replication)
@@ -354,18 +354,15 @@ class VmPrimary:
             self.log.failure("while protecting a VM")
             self._checkpoint_failed(guest, VmError("an error in ftd; the log says which"))
         finally:
-            self._replication = None
+            self._series.end()
             # Of the cluster manager's transactions none is left open, and nobody waits for one.
             self._schedule.lost()
             self._schedule.refuse_asked()
             self._carrier.cancel_transaction(self.reason)
             self._leave(guest)
 
-    def _new_replication(self, guest: Guest) -> Replication:
-        return Replication(guest, self._carrier, self._gates, self._choice, self._figures, self._config, self._around)
-
     async def _synchronize(self, guest: Guest, replication: Replication) -> None:
-        is_full = self._needs_full()
+        is_full = self._series.needs_full
         if is_full and self.state is VmState.PROTECTED:
             await self._give_up("the standby does not have the newest checkpoint any more", is_in_job=True)
         was_on_hold = guest.is_on_hold
@@ -378,9 +375,6 @@ class VmPrimary:
             await guest.cont()
         if self.state in (VmState.SYNCING, VmState.PROTECTED):
             self._tell(VmState.PROTECTED, "")
-
-    def _needs_full(self) -> bool:
-        return self._base is None or self._base != self._standby_has
 
     async def _checkpoint(self, replication: Replication, due: Due) -> None:
         try:
@@ -398,7 +392,7 @@ class VmPrimary:
             self._carrier.counted()
 
     def _committed(self) -> None:
-        self._base = self._standby_has = LastCheckpoint(self._carrier.generation, self._carrier.number)
+        self._series.committed()
         # Not before: a link that comes and goes and brings nothing to the standby is none.
         self._loss_left = self._config.dead_time
         self._retry.succeeded()
@@ -412,7 +406,7 @@ class VmPrimary:
             return
         if isinstance(error, PairFailed | NotRegistered):
             # It was refused, as the standby does not have what this side thinks it has; or what is dirty is not known.
-            self._base = None
+            self._series.lose_track()
         self.log.warn("a checkpoint failed: {error}", error=error)
         self._tell(self._state_without(guest), str(error))
         self._retry.failed(_RETRY_MOST if self.state is VmState.PROTECTED else _RETRY_SYNC_MOST)
@@ -453,8 +447,8 @@ class VmPrimary:
 
     async def idle(self) -> None:
         """Wait for the job, which somebody has seen to that it ends."""
-        if self._replication is not None:
-            self._replication.interrupt(is_link_down=not self._has_session)
+        if self._series.replication is not None:
+            self._series.replication.interrupt(is_link_down=not self._has_session)
         await self._job.done()
 
     # Protection is given up, fences go up and down
@@ -510,53 +504,24 @@ class VmPrimary:
                 await self._last_checkpoint(self._keeper.guest)
         finally:
             self._is_ending = False
-        await self._put_up_fence("it was demoted; `promote` with force lets it go on")
+        await self._fencing.put_up("it was demoted; `promote` with force lets it go on")
 
     async def _last_checkpoint(self, guest: Guest) -> None:
-        replication = self._replication = self._new_replication(guest)
+        replication = self._series.begin(guest)
         try:
-            await replication.synchronize(is_full=self._needs_full(), resume=False)
+            await replication.synchronize(is_full=self._series.needs_full, resume=False)
             self._committed()
         except FtdError as error:
             self.log.warn("the last checkpoint before the VM was stopped failed: {error}", error=error)
             self._carrier.cancel_transaction(str(error))
         finally:
-            self._replication = None
+            self._series.end()
 
-    async def _put_up_fence(self, reason: str) -> None:
-        if self.is_fenced:
-            return
-        problem: FtdError | None = None
-        try:
-            self._fence.put_up(reason)
-        except FtdError as error:
-            problem = error
-        self._exposure.shut()
+    async def _come_to_rest(self) -> None:
         cancel(self._loss_timer)
-        self._tell(VmState.FENCED, reason)
         self._schedule.lost()
         await self.idle()
-        # A checkpoint that was on its way may have touched them.
-        self._exposure.shut()
-        try:
-            await self._keeper.keep_stopped()
-        except QmpError as error:
-            problem = problem or error
-        self._let_go()
-        self._exposure.hang_up()
-        if problem is not None:
-            self._tell(VmState.FENCED, f"{reason} ({problem})")
-            raise problem
-
-    async def _take_down_fence(self) -> None:
-        self._fence.take_down()
-        self._tell(VmState.UNPROTECTED, self._why_not())
-        if self._keeper.qmp is not None:
-            try:
-                await self._keeper.qmp.execute("cont")
-            finally:
-                self._keeper.attach()
-                self._exposure.qemu_found(is_another=False)
+        self._series.lose_track()
 
     # Telling
 

@@ -269,8 +269,8 @@ class PrimaryCase(SynchronousTestCase):
         vm._is_ending = True
         if vm._keeper.qmp is not None:
             vm._keeper.qmp.hang_up()
-        if vm._replication is not None:
-            vm._replication.interrupt(is_link_down=True)
+        if vm._series.replication is not None:
+            vm._series.replication.interrupt(is_link_down=True)
         vm._schedule.lost()
         self.run_threads()
         self.thread = None
