@@ -2,8 +2,8 @@
 The pipe through which QEMU hands over its device state.
 
 ``migrate`` with ``fd:`` into a pipe that was passed over QMP before the guest is stopped is quicker than with ``unix:``
-(docs/benchmarks.md): QEMU neither connects nor waits for a reader, as the pipe holds all of a small VM's state.  It needs no path either, so QEMU's user, its mount namespace and the length of socket paths do not
-matter.
+(docs/benchmarks.md): QEMU neither connects nor waits for a reader, as the pipe holds all of a small VM's state.  It
+needs no path either, so QEMU's user, its mount namespace and the length of socket paths do not matter.
 
 Rejected: reading in a thread.  The state comes in a few reads while the reactor has nothing else to do for this VM.
 """
