@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
-from typing import Any
 from typing import Protocol as TypingProtocol
 
 from twisted.internet.defer import Deferred
@@ -21,6 +19,7 @@ from ftd.vm.qmp import Qmp
 from ftd.vm.qmp_connection import QmpConnection
 from ftd.vm.stop_marker import StopMarker, Stopped
 from ftd.vm.surroundings import VmSurroundings
+from ftd.vm.task import OneTask
 
 #: Seconds between two looks at whether a QEMU whose QMP is gone still lives.
 _CHECK_END = 0.1
@@ -84,6 +83,9 @@ class GuestKeeper:
         self._again: IDelayedCall | None = None
         self._end_check: IDelayedCall | None = None
         self._is_ending = False
+        # One at a time: it starts a tracker, which forgets what another one of the same QEMU has not told yet.
+        self._attaching = OneTask()
+        self._has_to_look_again = False
         self._connection = QmpConnection(
             around.reactor,
             config.qemu_qmp,
@@ -113,8 +115,17 @@ class GuestKeeper:
 
     def attach(self) -> None:
         """Try to get hold of the VM, if QEMU is there."""
-        if self.qmp is not None and self.guest is None:
-            self._spawn(self._attach(self.qmp))
+        qmp = self.qmp
+        if self._attaching.is_busy:
+            self._has_to_look_again = True
+        elif qmp is not None and (self.guest is None or self.guest.qmp is not qmp):
+            cancel(self._again)
+            self._attaching.begin(self._attach(qmp)).addErrback(self._failed).addCallback(lambda _: self._looked())
+
+    def _looked(self) -> None:
+        again, self._has_to_look_again = self._has_to_look_again, False
+        if again and not self._is_ending:
+            self.attach()
 
     def let_go(self) -> None:
         """Nobody works with the guest any more."""
@@ -136,7 +147,7 @@ class GuestKeeper:
         was = self._peer
         self._peer = self._process = self._processes.identity(qmp.peer_pid or 0)
         self._owner.qemu_found(is_another=was is not None and was != self._peer)
-        self._spawn(self._attach(qmp))
+        self.attach()
 
     def _lost(self, why: str) -> None:
         self.qmp = None
@@ -190,9 +201,6 @@ class GuestKeeper:
     def _is_wanted(self, guest: Guest) -> bool:
         """Whether it still is: getting hold of it has taken a while."""
         return guest.qmp is self.qmp and self.guest is None and not self._owner.is_fenced and not self._is_ending
-
-    def _spawn(self, act: Coroutine[Deferred[Any], Any, None]) -> None:
-        Deferred.fromCoroutine(act).addErrback(self._failed)
 
     def _failed(self, failure: Failure) -> None:
         if failure.check(FtdError):

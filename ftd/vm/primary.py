@@ -173,6 +173,8 @@ class VmPrimary:
             self._tell(self.state, f"{why}; what the guest sends is held for {wait:.1f} s more")
         elif self._keeper.guest is not None and self._keeper.qmp is not None:
             self._tell(self._state_without(self._keeper.guest), self._why_not())
+            # A commit in doubt may hold what no ACK will let out.
+            self._exposure.adapt()
 
     def link_problem(self, why: str) -> None:
         """A session could not be opened, and why."""
@@ -266,13 +268,13 @@ class VmPrimary:
     def attached(self, guest: Guest) -> None:
         """See `GuestOwner`."""
         guest.on_running(self._regulate)
-        if not guest.is_on_hold:
-            self._tell(VmState.UNPROTECTED, self._why_not())
-        elif self._holds_when_lost:
+        if guest.is_on_hold and self._holds_when_lost:
             self._tell(VmState.HOLDING, "the guest is on hold, as before: there is no standby")
         else:
-            # It was put on hold under another configuration.
-            spawn(guest.cont(), self.log)
+            self._tell(VmState.UNPROTECTED, self._why_not())
+            if guest.is_on_hold:
+                # Under another configuration.
+                spawn(guest.cont(), self.log)
         self._regulate()
 
     def cannot_attach(self, why: str) -> None:
@@ -293,12 +295,8 @@ class VmPrimary:
         cancel(self._loss_timer)
         self._exposure.hang_up()
         if not self.is_fenced:
-            newest = self._series.standby_has
-            has = (
-                f"the standby has checkpoint {newest.sequence} and can be promoted, or"
-                if newest is not None
-                else "to go on"
-            )
+            last = self._series.standby_has
+            has = "to go on" if last is None else f"the standby has checkpoint {last.sequence} and can be promoted, or"
             self._tell(VmState.UNPROTECTED, f"QEMU has ended; {has} start QEMU again")
 
     def _let_go(self) -> None:
@@ -487,6 +485,8 @@ class VmPrimary:
         """Protection is off."""
         self._schedule.wake_up()
         await self.idle()
+        if self.is_wanted or self.is_fenced:
+            return
         cancel(self._loss_timer)
         self._tell(VmState.UNPROTECTED, self._why_not())
         self._exposure.adapt()
@@ -501,7 +501,7 @@ class VmPrimary:
         try:
             await self.idle()
             if self._keeper.guest is not None and self._has_session:
-                await self._last_checkpoint(self._keeper.guest)
+                await self._job.begin(self._last_checkpoint(self._keeper.guest))
         finally:
             self._is_ending = False
         await self._fencing.put_up("it was demoted; `promote` with force lets it go on")

@@ -216,6 +216,8 @@ class Replication:
         try:
             if captured.pages is None:
                 await self._send_unsent(writer)
+                if self._guest.is_running:
+                    raise VmError("somebody has let the guest go on while its state was sent; it will be taken again")
         finally:
             if resume:
                 await self._guest.cont()
