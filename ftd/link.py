@@ -112,7 +112,11 @@ class Dialer:
     def start(self) -> None:
         """Connect, and again whenever the connection is gone."""
         self._wait = _FIRST_WAIT
-        self._dial()
+        if self._protocol is None:
+            self._dial()
+        else:
+            # It is still being closed, and its end leads to the next one.
+            self._phase = _Phase.WAITING
 
     def stop(self) -> Deferred[None]:
         """Give up what is under way; a connection that stands is closed politely.  Fires when there is none."""

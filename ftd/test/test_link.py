@@ -330,6 +330,16 @@ class StopTests(DialerTestCase):
         self.dialer.start()
         self.assertEqual(self.waits(2), [0.1, 0.2])
 
+    def test_it_is_started_again_before_the_old_connection_is_gone(self) -> None:
+        self.listen()
+        self.dialer.start()
+        self.dialer.stop()
+        self.dialer.start()
+        self.network.pump()
+        self.clock.advance(60)
+        self.network.pump()
+        self.assertEqual((self.standing, len(self.network.links)), (1, 2))
+
 
 @implementer(ITCPTransport)
 class TcpTransport(StringTransport):
