@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IPushProducer, IStreamClientEndpoint
 from zope.interface import implementer
 
 from ftd.config import PairConfig
-from ftd.errors import CannotKeep, FtdError, NotInState
+from ftd.errors import CannotKeep, FtdError, LinkDown, NotInState
 from ftd.feed import Upload
 from ftd.interfaces import IPrimaryPair
 from ftd.lineage import new_generation
@@ -130,6 +130,8 @@ class VmPrimaryPair(PrimaryPair):
 
     def send(self, pieces: tuple[Buffer, ...]) -> None:
         """See `Carrier`."""
+        if self._open is None:
+            raise LinkDown("the link broke while the checkpoint was taken; it is back, and it will be taken again", 0.0)
         self.send_frame(pieces)
 
     def commit_transaction(self, limit: float | None) -> Deferred[Commit]:
