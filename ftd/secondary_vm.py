@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import attrs
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ftd.config import PairConfig
@@ -44,6 +45,17 @@ class VmSecondaryPair(SecondaryPair):
         self._ack_first = False
 
     # Life
+
+    def start(self) -> Deferred[None]:
+        """See `Pair`.  Where it fails nothing stays: neither the port nor what the standby has open."""
+        return super().start().addErrback(self._not_started)
+
+    def _not_started(self, failure: Failure) -> Failure:
+        port, self._port = self._port, None
+        if port is not None:
+            port.stopListening()
+        self._standby.stop()
+        return failure
 
     def stop(self) -> Deferred[None]:
         """End as any secondary does; QEMU runs on, whether it stands by or has taken over."""

@@ -72,6 +72,8 @@ class FtdService(Service):
         self._bus = EventBus(time.time)
         self._around = Surroundings(clock=reactor, bus=self._bus, node=config.node)
         self._entries: dict[str, _Entry] = {}
+        # Those that are being stopped: what they have (a VM, files) is nobody else's before that is done.
+        self._leaving: set[str] = set()
         self._created = CreatedPairs(config.state_dir / "created")
         self._site = Api(self, self._bus, config.api, reactor).site()
         self._api_ports: dict[str, IListeningPort] = {}
@@ -147,7 +149,7 @@ class FtdService(Service):
             if entry.is_from_file and entry.config != config.pairs.get(name)
         ]
         for entry in going:
-            del self._entries[entry.config.section]
+            self._take_out(entry)
         # Primaries first, as at the end of the daemon.
         gone = self._remove_all(Role.PRIMARY, going)
         gone.addCallback(lambda _: self._remove_all(Role.SECONDARY, going))
@@ -175,8 +177,8 @@ class FtdService(Service):
         try:
             self._created.save(config)
         except OSError as error:
-            del self._entries[section]
-            entry.pair.stop()
+            self._take_out(entry)
+            self._stop(entry)
             raise CannotKeep(f"pair {section} cannot be kept in state-dir: {error.strerror}") from None
         if isinstance(entry.pair, PrimaryPair):
             entry.pair.start()
@@ -194,12 +196,15 @@ class FtdService(Service):
             self._created.remove(name)
         except OSError as error:
             raise CannotKeep(f"pair {name} cannot be removed from state-dir: {error.strerror}") from None
-        del self._entries[name]
-        return self._remove(entry)
+        self._take_out(entry)
+        # The file may have one of this name by now.
+        return self._remove(entry).addCallback(lambda _: self._start_reloaded() if name in self.config.pairs else None)
 
     def _check_new(self, config: PairConfig) -> None:
         if config.section in self._entries:
             raise AlreadyExists(f"there is a pair {config.section} already")
+        if config.section in self._leaving:
+            raise AlreadyExists(f"the pair {config.section} that was removed is still being stopped; try again")
         if len(self._entries) >= self.config.pairs_limit:
             raise AlreadyExists(f"there are {len(self._entries)} pairs already; pairs-limit in [ftd] allows no more")
         check_listening([*self._running_configs(), config], self.config.api.endpoints)
@@ -242,9 +247,23 @@ class FtdService(Service):
         entry = self._entries[config.section] = _Entry(pair, config, is_from_file)
         return entry
 
+    def _take_out(self, entry: _Entry) -> None:
+        """A pair is to be stopped: it is not among the entries any more, and its name is not free yet."""
+        del self._entries[entry.config.section]
+        self._leaving.add(entry.config.section)
+
+    def _stop(self, entry: _Entry) -> Deferred[None]:
+        """Stop a pair that was taken out."""
+
+        def is_gone(result: Any) -> Any:
+            self._leaving.discard(entry.config.section)
+            return result
+
+        return maybeDeferred(entry.pair.stop).addBoth(is_gone)
+
     def _remove(self, entry: _Entry) -> Deferred[None]:
-        """Stop a pair that is not among the entries any more, and tell those who watch."""
-        stopped = maybeDeferred(entry.pair.stop)
+        """Stop a pair that was taken out, and tell those who watch."""
+        stopped = self._stop(entry)
 
         def tell(result: object) -> object:
             status = entry.pair.status()
@@ -263,12 +282,16 @@ class FtdService(Service):
         _at_once(listening, "api", key)
 
     def _start_reloaded(self) -> None:
+        if not self.running:
+            # The daemon has been stopped meanwhile.
+            return
         for name, config in self.config.pairs.items():
-            if name in self._entries:
+            # Whoever waits for one that is leaving comes here again.
+            if name in self._entries or name in self._leaving:
                 continue
             try:
                 entry = self._add(config, is_from_file=True)
-            except ConfigError as error:
+            except FtdError as error:
                 self.log.error("{error}; the pair is off", error=error)
                 continue
             if isinstance(entry.pair, PrimaryPair):
@@ -290,5 +313,8 @@ def _at_once(listening: Deferred[Any], section: str, key: str) -> None:
     listening.addErrback(failures.append)
     if failures:
         error = failures[0].value
+        if isinstance(error, FtdError):
+            # It listens, but what it is for cannot be.
+            raise ConfigError(str(error), section) from None
         why = error.socketError.strerror if isinstance(error, CannotListenError) else str(error)
         raise ConfigError(f"cannot listen there: {why}", section, key) from None

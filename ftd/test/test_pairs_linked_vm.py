@@ -6,6 +6,8 @@ from ftd.errors import NotInState
 from ftd.status import LinkState, VmState, to_json
 from ftd.test.vm.linked_case import LinkedCase
 from ftd.test.vm.primary_case import DEAD_TIME
+from ftd.test.vm.primary_world import ModelGates
+from ftd.vm.errors import VmError
 
 
 class LifeTests(LinkedCase):
@@ -265,6 +267,16 @@ class RefusedTests(LinkedCase):
         self.until_protected()
         self.until(lambda: self.was_seen(frame))
         self.assert_protects()
+
+    def test_a_gate_that_cannot_be_set_up_leaves_nothing(self) -> None:
+        def refuse(_: object) -> None:
+            raise VmError("the tap is busy")
+
+        patched = self.patch(ModelGates, "start", refuse)
+        self.assertRaises(self.failureException, self.start_b)
+        patched.restore()
+        # Its address is free again.
+        self.start_b()
 
     def test_another_vm(self) -> None:
         self.qemu_b._uuid = "22222222-2222-3333-4444-555555555555"

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 
+from twisted.internet.defer import Deferred
 from twisted.logger import LogLevel
 
-from ftd.errors import NotInState
+from ftd.errors import AlreadyExists, NotInState
 from ftd.primary import PrimaryPair
 from ftd.secondary import SecondaryPair
 from ftd.status import LinkState, Outcome
@@ -122,9 +123,11 @@ class ReloadTests(ServiceTestCase):
         self.configure(pair("stays", 8441), pair("goes", 8442, "heartbeat = 500ms\n"))
         self.service.reload()
         self.reactor.deliver()
-        with self.logged(LogLevel.error):
+        with self.logged(LogLevel.error) as lines:
             self.service.reload()
             self.reactor.deliver()
+        # What the old one has, a VM among other things, must not be two pairs' at a time.
+        self.assertEqual((lines, "goes-standby" in self.names()), ([], False))
         self.reactor.threads_are_stuck = False
         while self.reactor.stuck:
             self.reactor.stuck.pop(0)()
@@ -132,6 +135,40 @@ class ReloadTests(ServiceTestCase):
         self.successResultOf(committing)
         self.assertEqual(sorted(self.names()), ["goes", "goes-standby", "stays", "stays-standby"])
         self.check_works("stays", "goes")
+
+    def test_the_daemon_is_stopped_before_it_is_done(self) -> None:
+        self.reactor.threads_are_stuck = True
+        self.push("goes", b"abc")
+        self.reactor.deliver()
+        self.configure(pair("stays", 8441), pair("goes", 8442, "heartbeat = 500ms\n"))
+        self.service.reload()
+        self.reactor.deliver()
+        stopping = self.service.stopService()
+        self.reactor.threads_are_stuck = False
+        while self.reactor.stuck:
+            self.reactor.stuck.pop(0)()
+        self.reactor.pass_time(5)
+        self.successResultOf(stopping)
+        self.assertEqual(sorted(self.reactor.listening), [])
+
+    def test_a_name_is_not_free_before_the_deleted_pair_has_stopped(self) -> None:
+        values = {"role": "secondary", "link": "tcp:9001:interface=127.0.0.1"}
+        created = self.successResultOf(self.service.create_pair("new", values))
+        stopped: Deferred[None] = Deferred()
+        stop = created.stop  # type: ignore[attr-defined]
+        created.stop = lambda: stop().addCallback(lambda _: stopped)  # type: ignore[attr-defined]
+        deleting = self.service.delete_pair("new")
+        self.reactor.deliver()
+        refused = self.refused(AlreadyExists, self.service.create_pair("new", values))
+        self.assertIn("still being stopped", str(refused))
+        # The file has one of that name by now.
+        self.configure(pair("stays", 8441), pair("goes", 8442), pair("new", 9001).replace("new-standby", "new-b"))
+        self.service.reload()
+        self.reactor.deliver()
+        self.assertEqual(("new" in self.names(), "new-b" in self.names()), (False, True))
+        stopped.callback(None)
+        self.successResultOf(deleting)
+        self.assertIn("new", self.names())
 
     def test_a_bad_file(self) -> None:
         self.configure(pair("stays", 8441), "[pair goes]\nrole = primary\n")

@@ -145,6 +145,19 @@ def discover(qmp: Qmp, *, standby: bool = False, proc: Path = Path("/proc")) -> 
     )
 
 
+async def shared_ram_files(qmp: Qmp) -> list[str]:
+    """
+    The paths of the files that QEMU has shared RAM in, also if it is one that cannot be protected.
+
+    :raises QmpError: see `Qmp.execute`.
+    """
+    return [
+        await _property(qmp, f"/objects/{memory.get('id', '')}", "mem-path", "")
+        for memory in await qmp.execute("query-memdev")
+        if memory.get("share", False)
+    ]
+
+
 def mappings(
     pid: int, backend: Backend, maps_text: str | None = None, *, proc: Path = Path("/proc")
 ) -> tuple[MappedRange, ...]:

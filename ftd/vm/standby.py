@@ -30,13 +30,14 @@ from ftd.errors import CannotKeep, ConfigError, FtdError, NotInState
 from ftd.sinks.sink import SinkError
 from ftd.status import VmState, VmStatus
 from ftd.vm.device_feed import announce, run_state_of
-from ftd.vm.discovery import Vm
-from ftd.vm.errors import CannotProtect, QmpRefused, VmError
+from ftd.vm.discovery import Vm, shared_ram_files
+from ftd.vm.errors import QmpRefused, VmError
 from ftd.vm.promotion import Promoted, PromotionMarker, Steps
 from ftd.vm.qmp import Qmp, QmpEvent
 from ftd.vm.standby_parts import StandbyParts, standby_parts, standby_qemu
 from ftd.vm.standby_qemu import prepare
 from ftd.vm.standby_sink import StandbySink
+from ftd.vm.standby_store import file_identity
 from ftd.vm.surroundings import VmSurroundings
 from ftd.vm.task import OneTask
 
@@ -102,6 +103,8 @@ class VmStandby(StandbySink):
         # Why the QEMU that is there will not do, or what happened to RAM.
         self._reason = ""
         self._is_first_visit = True
+        # So that one that is overtaken by the next makes nothing ready any more.
+        self._visits = 0
         # Whether QEMU was given something to load, which it does once.
         self._is_used = False
         self._task = OneTask()
@@ -249,12 +252,18 @@ class VmStandby(StandbySink):
             self._changed()
 
     def _visit(self, qmp: Qmp) -> None:
-        met = Deferred.fromCoroutine(self._meet(qmp))
-        met.addErrback(self._not_met, qmp)
+        self._visits += 1
+        visit = self._visits
+
+        def is_current() -> bool:
+            return self._visits == visit and self._qemu.qmp is qmp and self._phase is not _Phase.STOPPED
+
+        met = Deferred.fromCoroutine(self._meet(qmp, is_current))
+        met.addErrback(self._not_met, is_current)
         met.addBoth(self._has_changed)
         self._changed()
 
-    async def _meet(self, qmp: Qmp) -> None:
+    async def _meet(self, qmp: Qmp, is_current: Callable[[], bool]) -> None:
         """Find out what the QEMU that has come is good for."""
         if self._phase is _Phase.DEMOTING:
             await self._task.done()
@@ -263,30 +272,36 @@ class VmStandby(StandbySink):
         if self._phase is not _Phase.PROMOTED:
             if state != "inmigrate" and self._phase is _Phase.STANDING_BY:
                 await self._distrust_ram_of(qmp)
-            await self._make_ready(qmp)
+            await self._make_ready(qmp, is_current)
         elif state == "running":
             # Also where that was not known before.
             self._reason = ""
         elif self._can_finish and state == "inmigrate":
-            await self._make_ready(qmp)
-            self._begin(_Phase.PROMOTING, self._take_over(is_marked=True)).addErrback(self._log_failure, _FINISHING)
+            await self._make_ready(qmp, is_current)
+            if self._phase is _Phase.PROMOTED:
+                # Nobody has demoted it meanwhile.
+                finishing = self._begin(_Phase.PROMOTING, self._take_over(is_marked=True))
+                finishing.addErrback(self._log_failure, _FINISHING)
         elif state == "paused" and (self._can_finish or is_first):
             # An ftd has died when all was loaded.
             self._begin(_Phase.PROMOTING, self._go_on(qmp)).addErrback(self._log_failure, _FINISHING)
         elif state == "inmigrate":
             self._reason = "its guest has ended, and a fresh QEMU waits; `demote` makes this a standby again"
 
-    def _not_met(self, failure: Failure, qmp: Qmp) -> None:
-        if self._qemu.qmp is not qmp or self._phase is _Phase.STOPPED:
+    def _not_met(self, failure: Failure, is_current: Callable[[], bool]) -> None:
+        if not is_current():
             return
         self._reason = failure.getErrorMessage()
         self._log_failure(failure, "the standby's QEMU cannot be used")
 
-    async def _make_ready(self, qmp: Qmp) -> None:
+    async def _make_ready(self, qmp: Qmp, is_current: Callable[[], bool]) -> None:
         self._reason = ""
         vm = await prepare(qmp, self._parts.discover)
         ram = await self._around.run_in_thread(self._parts.open_ram, vm.backends)
-        await self.use_ram(vm, ram, lambda: self._qemu.qmp is qmp and self._phase is not _Phase.STOPPED)
+        await self.use_ram(vm, ram, is_current)
+        if not is_current():
+            # While what is held was brought into RAM.
+            raise VmError("QEMU has gone meanwhile")
         self._vm = vm
         self._is_used = False
         self._ready = qmp
@@ -298,13 +313,9 @@ class VmStandby(StandbySink):
 
     async def _distrust_ram_of(self, qmp: Qmp) -> None:
         """Somebody runs, or is about to run, a guest that is not the standby's: RAM may be anything by now."""
-        try:
-            vm = await self._parts.discover(qmp)
-        except CannotProtect:
-            # No RAM that could have been ours.
-            return
-        held = self._store.held
-        if held is not None and held.ram == tuple((backend.id, backend.size) for backend in vm.backends):
+        files = {file_identity(path) for path in await shared_ram_files(qmp)}
+        held = self._store.checkpoint
+        if held is not None and files.intersection(filter(None, held.ram_files)):
             self.log.warn("QEMU was started without -incoming: the checkpoint in its RAM is lost")
             await self.forget()
 

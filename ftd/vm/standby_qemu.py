@@ -164,7 +164,9 @@ class StandbyQemu:
                 await qmp.execute("quit", limit=self._limit)
                 is_ending = True
             await self._until(lambda: self.qmp is not qmp, self._limit)
-        elif not processes and self._processes.somebody_listens(self._qmp_path):
+        # Of a QEMU in another PID namespace no process is known: it has ended when its socket is nobody's.
+        is_heard = not processes and not await self._until(self._nobody_listens, self._limit if is_ending else 0.0)
+        if is_heard:
             raise VmError(
                 f"a QEMU listens at {self._qmp_path} and does not answer ({self._connection.why_down}): whether its"
                 " guest runs is not known; kill it, and try again"
@@ -182,6 +184,9 @@ class StandbyQemu:
             raise VmError(f"QEMU, process {numbers}, does not end; kill it, and try again")
         if self.command is not None:
             self.command.is_gone()
+
+    def _nobody_listens(self) -> bool:
+        return not self._processes.somebody_listens(self._qmp_path)
 
     def _are_gone(self, processes: Iterable[ProcessIdentity], limit: float) -> Coroutine[Deferred[None], Any, bool]:
         return self._until(lambda: not any(map(self._lives, processes)), limit)

@@ -225,7 +225,7 @@ class StandbyStore:
         """
         self._fingerprint = fingerprint
         self._ram = tuple((backend.id, backend.size) for backend in ram)
-        self._ram_files = tuple(_file_identity(backend.path) for backend in ram)
+        self._ram_files = tuple(file_identity(backend.path) for backend in ram)
         held = self._held
         if held is None or self.unfit or held.ram_files == self._ram_files:
             return
@@ -466,7 +466,7 @@ def _boot_id() -> str:
         return ""
 
 
-def _file_identity(path: str) -> str:
+def file_identity(path: str) -> str:
     """What tells a file from another one under the same name; empty while there is none."""
     try:
         found = os.stat(path)

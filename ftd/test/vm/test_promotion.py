@@ -594,6 +594,24 @@ class DemoteTests(PromotionCase):
         self.assertTrue(standby.is_promoted and self.gates.is_open)
         self.assertTrue(self.marker.exists())
 
+    def test_its_process_is_not_known_and_it_hangs(self) -> None:
+        # It is in another PID namespace, which the kernel tells as process 0.
+        qemu = self.qemu(pid=0)
+        standby = self.standby()
+        self.commit(standby)
+        self.result(standby.promote())
+        qemu.is_silent = True
+        self.assertIn("kill it", self.error(standby.demote(), VmError, 30))
+        self.assertTrue(standby.is_promoted and self.gates.is_open and self.marker.exists())
+
+    def test_its_process_is_not_known(self) -> None:
+        qemu = self.qemu(pid=0)
+        standby = self.standby()
+        self.commit(standby)
+        self.result(standby.promote())
+        self.result(standby.demote(), 30)
+        self.assertTrue(qemu.is_dead)
+
     def test_quit_takes_too_long_and_qmp_is_there_again(self) -> None:
         standby, qemu = self.promoted()
         qemu.hold("quit")

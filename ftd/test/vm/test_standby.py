@@ -341,6 +341,25 @@ class ApplyTests(StandbyCase):
         thread.run()
         self.assertEqual((self.vm.refusal(), self.ram()), ("", [3, 1]))
 
+    def test_qemu_dies_while_it_is_done_for_that(self) -> None:
+        _, thread = self.started("received")
+        self.send(self.vm, self.payload())
+        self.qemu_there.die()
+        thread._waiting.clear()
+        self.dies()
+        self.thread = thread = SteppedThread()
+        qemu = self.qemu()
+        self.vm = standby = self.standby()
+        # Its RAM is opened.
+        thread.step()
+        qemu.die()
+        self.pass_time(0.05)
+        thread.run()
+        self.pass_time(0.05)
+        self.assertEqual(self.ram(), [3, 1])
+        self.assertEqual(standby.vm_status().status, VmState.UNPROTECTED)
+        self.assertIn("not ready", standby.refusal())
+
     def test_it_fails_and_is_done_again_for_the_next_qemu(self) -> None:
         for ack in ("received", "applied"):
             self.ram_error = VmError("no room for the RAM")
@@ -418,9 +437,34 @@ class StrangerTests(StandbyCase):
         self.commit(standby)
         qemu.die()
         self.discovery_error = CannotProtect("no shared RAM")
-        self.qemu("running")
+        self.qemu("running").replies["query-memdev"] = []
         self.pass_time(1)
         self.assertEqual(len(standby.checkpoints()), 1)
+
+    def test_it_cannot_be_protected_and_has_the_ram(self) -> None:
+        standby, qemu = self.ready()
+        self.commit(standby)
+        qemu.die()
+        self.discovery_error = CannotProtect("the guest writes to disks that the standby does not have")
+        stranger = self.qemu("running")
+        self.pass_time(1)
+        self.assertEqual(list(standby.checkpoints()), [])
+        self.discovery_error = None
+        stranger.die()
+        self.qemu()
+        self.pass_time(1)
+        self.assertEqual((standby.refusal(), list(standby.checkpoints())), ("", []))
+
+    def test_it_begins_to_run_while_it_is_being_prepared(self) -> None:
+        qemu = self.qemu()
+        self.thread = SteppedThread()
+        standby = self.standby()
+        qemu.run_state = "running"
+        qemu.emit("RESUME")
+        self.pass_time()
+        self.thread.run()
+        self.pass_time()
+        self.assertIn("its state is running", standby.refusal())
 
     def test_it_begins_to_run_while_it_stands_by(self) -> None:
         standby, qemu = self.ready()
