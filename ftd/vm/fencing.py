@@ -10,6 +10,7 @@ from ftd.vm.errors import QmpError
 from ftd.vm.exposure import Exposure
 from ftd.vm.fence import Fence
 from ftd.vm.guest_keeper import GuestKeeper
+from ftd.vm.task import OneTask
 
 
 class Fencing:
@@ -32,6 +33,7 @@ class Fencing:
         self._keeper = keeper
         self._tell = tell
         self._come_to_rest = come_to_rest
+        self._going_up = OneTask()
 
     async def put_up(self, reason: str) -> None:
         """
@@ -39,8 +41,10 @@ class Fencing:
 
         :raises FtdError: if that cannot be kept over a restart, or QEMU does not do it; it is fenced all the same.
         """
-        if self._fence.reason:
-            return
+        if not self._fence.reason:
+            await self._going_up.begin(self._put_up(reason))
+
+    async def _put_up(self, reason: str) -> None:
         problem: FtdError | None = None
         try:
             self._fence.put_up(reason)
@@ -67,6 +71,8 @@ class Fencing:
 
         :param why_unprotected: asked when it may run.
         """
+        # One that is still going up would stop the VM after it was let go on.
+        await self._going_up.done()
         self._fence.take_down()
         self._tell(VmState.UNPROTECTED, why_unprotected())
         if self._keeper.qmp is not None:

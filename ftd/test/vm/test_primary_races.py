@@ -74,6 +74,25 @@ class LinkTests(PrimaryCase):
         self.guest_stands_still = True
 
 
+class FenceTests(PrimaryCase):
+    """A fence goes up, and down before all that it takes is done."""
+
+    def test_promoted_with_force_while_it_comes_to_rest(self) -> None:
+        vm = self.protected()
+        self.thread = SteppedThread()
+        self.until(lambda: self.thread is not None and bool(self.thread.waiting))
+        vm.superseded("b")
+        promoting = vm.promote(True)
+        self.deliver()
+        self.run_threads()
+        self.thread = None
+        self.pass_time(0.5)
+        self.successResultOf(promoting)
+        self.assertEqual(self.qemu.run_state, "running", "it is not fenced, and stands still")
+        self.assertTrue(self.carrier.dials)
+        self.assertFalse(vm.is_fenced)
+
+
 class DemoteTests(PrimaryCase):
     """The last checkpoint is a job like any other."""
 
