@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ftd.config import SecondaryLoss
+from ftd.errors import FtdError
 from ftd.status import VmState
 from ftd.test.vm.primary_case import CAPACITY, DEAD_TIME, PrimaryCase
 from ftd.testing.threads import SteppedThread
@@ -111,6 +112,23 @@ class DemoteTests(PrimaryCase):
         self.successResultOf(demoting)
         self.assert_state(VmState.FENCED)
         self.assertEqual(self.qemu.run_state, "paused")
+        self.guest_stands_still = True
+
+
+    def test_stopped_in_the_last_checkpoint(self) -> None:
+        vm = self.protected()
+        self.write(*range(1, CAPACITY + 4))
+        self.thread = SteppedThread()
+        demoting = vm.demote()
+        self.deliver()
+        stopping = vm.stop()
+        self.run_threads()
+        self.thread = None
+        self.pass_time(0.5)
+        self.assertTrue(demoting.called)
+        demoting.addErrback(lambda failure: failure.trap(FtdError))
+        self.assert_stopped(stopping)
+        self.assertTrue((self.state / "fenced").exists())
         self.guest_stands_still = True
 
 
