@@ -40,7 +40,7 @@ class Processes(Protocol):
         """Of one that `spawn` started, negative for a signal; ``None`` while it runs, or if it is another ftd's."""
 
     def identity(self, pid: int) -> ProcessIdentity | None:
-        """Of one that lives."""
+        """Of one that lives.  :raises OSError: if that cannot be told."""
 
     def kill(self, process: ProcessIdentity) -> None:
         """
@@ -80,7 +80,8 @@ class SystemProcesses:
         """See `Processes`."""
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            # Any other error, such as too many open files, does not say that it has ended.
             return None
         # proc(5): the state is field 3, the start time field 22; a zombie has ended.
         return None if fields[0] in "ZX" else ProcessIdentity(pid, int(fields[19]))

@@ -9,6 +9,7 @@ as most ends are those of a QEMU that an earlier ftd started, or that the comman
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections import deque
 from collections.abc import Callable
@@ -37,6 +38,10 @@ _SLOW = 10.0
 
 #: Bytes of the log from which on a new one is begun.
 _LOG_LIMIT = 1 << 20
+
+#: Bytes of the log of a QEMU that goes on and on, and seconds between two looks at it.  What it is told to write to its
+#: standard output is the guest's, and must not fill the disk that the promotion is to be written to.
+LONGEST_LOG, _LOG_LOOK = 16 << 20, 10.0
 
 #: Characters of QEMU's last words that are shown.
 _WORDS_LIMIT = 300
@@ -81,6 +86,7 @@ class QemuCommand:
         self._failures = 0
         self._not_before = 0.0
         self._probe_after = 0.0
+        self._log_look_after = 0.0
 
     # What its owner calls
 
@@ -144,10 +150,16 @@ class QemuCommand:
 
     def _look(self) -> None:
         self._timer = self._clock.callLater(_LOOK, self._look)
+        self._bound_log()
         if not self._is_wanted or self._is_connected:
             return
         if self._process is not None:
-            if self._processes.identity(self._process.pid) == self._process:
+            try:
+                is_alive = self._processes.identity(self._process.pid) == self._process
+            except OSError as error:
+                self._say(f"whether process {self._process.pid} of qemu-command lives cannot be told: {error.strerror}")
+                return
+            if is_alive:
                 self._watch(self._process)
                 return
             self._note_end(self._process)
@@ -202,6 +214,16 @@ class QemuCommand:
                 self._log_path.rename(self._log_path.with_suffix(".log.old"))
         with self._log_path.open("ab") as file:
             self._log_start = file.tell()
+
+    def _bound_log(self) -> None:
+        if self._clock.seconds() < self._log_look_after:
+            return
+        self._log_look_after = self._clock.seconds() + _LOG_LOOK
+        with suppress(OSError):
+            if self._log_path.stat().st_size > LONGEST_LOG:
+                # QEMU has it open and appends: what it says from now on is at the beginning.
+                os.truncate(self._log_path, 0)
+                self._log_start = 0
 
     def _fail(self, reason: str) -> None:
         """A start has come to nothing, or a QEMU to an end: the first time the next one is started at once."""

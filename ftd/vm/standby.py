@@ -481,7 +481,7 @@ class VmStandby(StandbySink):
             await self._around.run_in_thread(self._marker.remove)
         except OSError as error:
             self._phase = _Phase.PROMOTED
-            self._reason = f"its VM is ended, but {error.filename} cannot be removed: {error.strerror}"
+            self._reason = f"it cannot be demoted, and its network stays closed: {error}; try again"
             raise CannotKeep(self._reason) from error
         except VmError:
             self._phase = _Phase.PROMOTED

@@ -203,7 +203,9 @@ class StandbyQemu:
         return True
 
     def _connected(self, qmp: Qmp) -> None:
-        self._process = self._processes.identity(qmp.peer_pid) if qmp.peer_pid else None
+        self._process = None
+        with suppress(OSError):
+            self._process = self._processes.identity(qmp.peer_pid) if qmp.peer_pid else None
         if self.command is not None:
             self.command.connected()
         self._arrived(qmp)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -13,7 +14,16 @@ from twisted.trial.unittest import SynchronousTestCase
 from ftd.test.vm.standby_case import QMP_PATH, FakeProcesses
 from ftd.testing.fake_qmp import FakeQemu, QmpReactor
 from ftd.vm.processes import ProcessIdentity, SystemProcesses
-from ftd.vm.qemu_command import STARTS_A_MINUTE, QemuCommand
+from ftd.vm.qemu_command import LONGEST_LOG, STARTS_A_MINUTE, QemuCommand
+
+
+class IdentityTests(SynchronousTestCase):
+    def test_too_many_open_files_is_not_the_end_of_a_process(self) -> None:
+        def refuse(*_: object, **__: object) -> str:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        self.patch(Path, "read_text", refuse)
+        self.assertRaises(OSError, SystemProcesses().identity, os.getpid())
 
 
 class CommandTests(SynchronousTestCase):
@@ -213,6 +223,18 @@ class CommandTests(SynchronousTestCase):
         self.begin()
         self.assertLess((self.directory / "qemu.log").stat().st_size, 100)
         self.assertTrue((self.directory / "qemu.log.old").exists())
+
+    def test_one_that_talks_on_and_on_does_not_fill_the_disk(self) -> None:
+        self.command.want(True)
+        self.command.start()
+        self.reactor.advance(1)
+        log = self.directory / "qemu.log"
+        with log.open("ab") as file:
+            file.truncate(LONGEST_LOG + 1)
+            self.command.want(False)
+            self.reactor.pump([1] * 11)
+            file.write(b"still here\n")
+        self.assertEqual((log.stat().st_size, self.command.last_words()), (11, "still here"))
 
 
 class SystemProcessesTests(SynchronousTestCase):
