@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IPushProducer, IStreamClientEndpoint
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IStreamClientEndpoint
 from zope.interface import implementer
 
 from ftd.config import PairConfig
@@ -19,7 +19,9 @@ from ftd.pair import Surroundings
 from ftd.primary import PrimaryPair
 from ftd.protocol import SenderProtocol
 from ftd.status import Commit, LinkState, VmStatus
+from ftd.vm.background import cancel
 from ftd.vm.carrier import Carrier
+from ftd.vm.errors import VmError
 from ftd.vm.primary import VmPrimary
 from ftd.wire.errors import ErrorCode, WireError
 from ftd.wire.hello import Hello
@@ -46,16 +48,23 @@ class VmPrimaryPair(PrimaryPair):
         super().__init__(config, around, endpoint=endpoint, directory=directory)
         self._directory = directory
         self._vm_side = make_vm(self)
+        self._start_again: IDelayedCall | None = None
 
     # Life
 
     def start(self) -> Deferred[None]:
-        """See `Pair`."""
-        self._vm_side.start()
+        """See `Pair`.  A NIC that cannot be set up is shown, and tried again: other VMs have nothing to do with it."""
+        try:
+            self._vm_side.start()
+        except VmError as error:
+            self.log.error("{pair}: {error}", pair=self.name, error=error)
+            self._vm_side.cannot_attach(str(error))
+            self._start_again = self._around.clock.callLater(_START_AGAIN, self.start)
         return succeed(None)
 
     def stop(self) -> Deferred[None]:
         """Let go of the guest, which runs on, then end as any primary does."""
+        cancel(self._start_again)
         return self._vm_side.stop().addCallback(lambda _: super(VmPrimaryPair, self).stop())
 
     def reset(self) -> Deferred[None]:
@@ -202,3 +211,6 @@ class VmPrimaryPair(PrimaryPair):
 
 #: Seconds: as long as the link lives.
 _NO_LIMIT = 86_400.0
+
+#: Seconds until the network gates are tried again that could not be set up.
+_START_AGAIN = 5.0

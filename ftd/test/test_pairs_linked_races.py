@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ftd.status import VmState
 from ftd.test.vm.linked_case import LinkedCase
+from ftd.test.vm.primary_world import ModelGates
+from ftd.vm.netgate import NetGateError
 
 
 class LinkTests(LinkedCase):
@@ -23,3 +25,29 @@ class LinkTests(LinkedCase):
         self.until_protected()
         self.assertTrue(self.was_seen(frame))
         self.assert_protects()
+
+
+class StartTests(LinkedCase):
+    """Other VMs of the daemon go on where one cannot be started."""
+
+    def test_a_tap_that_is_not_there_yet(self) -> None:
+        def start(_: ModelGates) -> None:
+            raise NetGateError("there is no tap vm0; make it")
+
+        patched = self.patch(ModelGates, "start", start)
+        self.new_primary()
+        self.pass_time(0.5)
+        self.assert_state(VmState.UNPROTECTED, "there is no tap vm0")
+        patched.restore()
+        self.start_b()
+        self.pass_time(6.0, 0.05)
+        self.until_protected()
+        self.assert_protects()
+
+    def test_it_is_stopped_before_the_tap_is_there(self) -> None:
+        def start(_: ModelGates) -> None:
+            raise NetGateError("there is no tap vm0; make it")
+
+        self.patch(ModelGates, "start", start)
+        self.new_primary()
+        # `PrimaryCase` sees to it that nothing is left.
