@@ -145,7 +145,7 @@ class GuestKeeper:
         self.qmp = qmp
         cancel(self._end_check)
         was = self._peer
-        self._peer = self._process = self._processes.identity(qmp.peer_pid or 0)
+        self._peer = self._process = self._identity(qmp.peer_pid or 0)
         self._owner.qemu_found(is_another=was is not None and was != self._peer)
         self.attach()
 
@@ -158,10 +158,21 @@ class GuestKeeper:
     def _check_end(self) -> None:
         """A QEMU that ends is there for a little while after its connections are gone."""
         process = self._process
-        if process is None or self._processes.identity(process.pid) != process:
+        try:
+            has_ended = process is None or self._processes.identity(process.pid) != process
+        except OSError:
+            # Nobody knows, and it is not to be taken for ended while it may run.
+            has_ended = False
+        if has_ended:
             self._owner.qemu_ended()
         else:
             self._end_check = self._around.reactor.callLater(_CHECK_END, self._check_end)
+
+    def _identity(self, pid: int) -> ProcessIdentity | None:
+        try:
+            return self._processes.identity(pid)
+        except OSError:
+            return None
 
     def _not_found(self, why: str) -> None:
         if self.qmp is None and self._process is None:
@@ -187,7 +198,7 @@ class GuestKeeper:
             guest.close()
             return
         self.guest = guest
-        self._process = self._processes.identity(guest.vm.pid) or self._process
+        self._process = self._identity(guest.vm.pid) or self._process
         self.log.info(
             "VM {uuid}: QEMU {version}, {machine}, {mib} MiB, dirty pages by {tracker}",
             uuid=guest.vm.uuid,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 from twisted.internet.defer import Deferred
 
 from ftd.test.vm.primary_case import PrimaryCase
@@ -105,6 +108,18 @@ class KeeperTests(PrimaryCase):
         self.hears()
         self.kill_qemu()
         self.assertEqual(self.hears(), ["lost", "ended"])
+
+    def test_a_process_that_cannot_be_looked_at_has_not_ended(self) -> None:
+        self.hears()
+
+        def refuse(_: int) -> None:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        patched = self.patch(self.processes, "identity", refuse)
+        self.kill_qemu()
+        self.assertEqual(self.hears(), ["lost"])
+        patched.restore()
+        self.assertEqual(self.hears(), ["ended"])
 
     def test_it_takes_a_while_to_die(self) -> None:
         self.hears()
