@@ -73,6 +73,7 @@ class AnswerTests(CommitsCase):
             ErrorCode.FLUSH: "its sink could not store it",
             ErrorCode.RECV_PAYLOAD: "it arrived damaged",
             ErrorCode.REALLOC_BUF: "it is larger than the standby takes",
+            ErrorCode.STATE_INVALID: "it does not fit what the standby holds, whose own status says more",
         }
         for code in ErrorCode:
             _, done = self.sent(id=7)

@@ -17,11 +17,18 @@ class Fence:
 
     :param path: the file that is there while the VM is fenced; it holds the reason.
     :ivar reason: empty while it is not.
+    :raises OSError: if that cannot be found out.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.reason = path.read_text().strip() if path.exists() else ""
+        try:
+            found = path.read_text(encoding="utf-8", errors="replace").strip()
+        except (FileNotFoundError, NotADirectoryError):
+            self.reason = ""
+        else:
+            # That it is there is what counts.
+            self.reason = found or "it was fenced; why has been lost"
 
     def put_up(self, reason: str) -> None:
         """

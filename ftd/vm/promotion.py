@@ -85,7 +85,7 @@ class PromotionMarker:
             return Promoted(
                 time=float(found["time"]), generation=str(found["generation"]), checkpoint=int(found["checkpoint"])
             )
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             return Promoted()
 
     def write(self, promoted: Promoted) -> None:

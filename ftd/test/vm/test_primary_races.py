@@ -114,7 +114,6 @@ class DemoteTests(PrimaryCase):
         self.assertEqual(self.qemu.run_state, "paused")
         self.guest_stands_still = True
 
-
     def test_stopped_in_the_last_checkpoint(self) -> None:
         vm = self.protected()
         self.write(*range(1, CAPACITY + 4))

@@ -55,6 +55,12 @@ class FenceTests(SynchronousTestCase):
         Fence(self.path).put_up("host-b has taken over")
         self.assertEqual(Fence(self.path).reason, "host-b has taken over")
 
+    def test_a_damaged_file_is_a_fence_all_the_same(self) -> None:
+        self.path.parent.mkdir(parents=True)
+        for damaged in (b"", b"\xff\xfe"):
+            self.path.write_bytes(damaged)
+            self.assertTrue(Fence(self.path).reason)
+
     def test_it_is_taken_down_for_good(self) -> None:
         fence = Fence(self.path)
         fence.put_up("demoted")
