@@ -157,6 +157,7 @@ class _Link:
         self.sides = [_Side(self)]
         self._proxy = proxy
         self._commit_seen = False
+        self._slow: list[SlowWriter] = []
 
     async def join(self) -> None:
         """Connect to the receiver."""
@@ -186,8 +187,11 @@ class _Link:
 
     def writer(self, write: Callable[[bytes], None], source: object) -> Callable[[bytes], None]:
         """What passes bytes on that come from ``source``, as fast as the proxy is."""
-        slowness = self._proxy.slowness
-        return write if slowness is None else SlowWriter(slowness, write, source).write
+        if self._proxy.slowness is None:
+            return write
+        slow = SlowWriter(self._proxy.slowness, write, source)
+        self._slow.append(slow)
+        return slow.write
 
     def act(self) -> None:
         """The chosen byte has been passed on."""
@@ -209,6 +213,8 @@ class _Link:
     def ended(self) -> None:
         """One side is gone: so is the other."""
         self.is_passing = False
+        for slow in self._slow:
+            slow.cut()
         self.close()
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import attrs
+from twisted.internet.interfaces import IDelayedCall
 
 from tests.waiting import reactor
 
@@ -43,6 +44,7 @@ class SlowWriter:
         self._waiting = 0
         self._free_at = 0.0
         self._is_paused = False
+        self._timer: IDelayedCall | None = None
         self._most = (slowness.delay + self._QUEUE) * slowness.rate
 
     def write(self, data: bytes) -> None:
@@ -56,10 +58,18 @@ class SlowWriter:
             self._is_paused = True
             self._source.pauseProducing()
 
+    def cut(self) -> None:
+        """The line is cut: what is under way is lost."""
+        self._queue.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def _wait(self) -> None:
-        reactor.callLater(max(0.0, self._queue[0][0] - reactor.seconds()), self._arrive)
+        self._timer = reactor.callLater(max(0.0, self._queue[0][0] - reactor.seconds()), self._arrive)
 
     def _arrive(self) -> None:
+        self._timer = None
         now = reactor.seconds()
         while self._queue and self._queue[0][0] <= now:
             _due, data = self._queue.popleft()
