@@ -43,7 +43,7 @@ class Series:
         return self.replication
 
     def end(self) -> None:
-        """No more for now."""
+        """Nothing more is taken of it."""
         self.replication = None
 
     def committed(self) -> None:

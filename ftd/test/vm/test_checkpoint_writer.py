@@ -190,7 +190,7 @@ class CompressedTests(WriterTests):
 
 
 class SampleTests(WriterCase):
-    """Raw for now: a sample tells whether compressing would pay."""
+    """Raw at first: a sample tells whether compressing would pay."""
 
     def setUp(self) -> None:
         super().setUp()
