@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from typing import Protocol as TypingProtocol
 
 import attrs
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IDelayedCall, IReactorTime, ITransport
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import Protocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ftd.interfaces import ISink
 from ftd.trace import PairTrace
+from ftd.transport import LinkTransport, adopt
 from ftd.wire.errors import ErrorCode, WireError
 from ftd.wire.events import CommitRequested, DigestMismatch, InFlight
 from ftd.wire.hello import Hello
 
 if TYPE_CHECKING:
-    from ftd.protocol import ReceiverProtocol, SenderProtocol
+    from ftd.receiver_protocol import ReceiverProtocol
+    from ftd.sender_protocol import SenderProtocol
 
 
 @attrs.frozen(kw_only=True)
@@ -51,12 +54,15 @@ class LinkProtocol(Protocol):
         self.trace = trace
         self.traffic = traffic
         self.is_open = False
+        #: From `connectionMade` on.
+        self.link: LinkTransport
         self._last_sign = clock.seconds()
         self._timer: IDelayedCall | None = None
         self._error: WireError | None = None
         self._when_gone: list[Deferred[None]] = []
 
     def connectionMade(self) -> None:
+        self.link = adopt(self.transport, self)
         self._last_sign = self.clock.seconds()
         self._timer = self.clock.callLater(self.times.handshake, self._handshake_too_slow)
 
@@ -69,9 +75,7 @@ class LinkProtocol(Protocol):
 
     def hang_up(self) -> None:
         """Close the link without waiting for a peer that may not read."""
-        transport = self._transport()
-        abort = getattr(transport, "abortConnection", transport.loseConnection)
-        abort()
+        self.link.abort_connection()
 
     def close(self) -> Deferred[None]:
         """
@@ -90,16 +94,23 @@ class LinkProtocol(Protocol):
         return gone
 
     def _close_transport(self) -> None:
-        self._transport().loseConnection()
+        self.link.lose_connection()
 
     @property
     def silence(self) -> float:
         """Seconds since the peer gave a sign of life, or was not asked for one."""
         return self.clock.seconds() - self._last_sign
 
-    def _transport(self) -> ITransport:
-        assert self.transport is not None, "used before it was connected"
-        return self.transport
+    def dataReceived(self, data: bytes | memoryview) -> None:
+        raise AssertionError("each end reads for itself")
+
+    def places(self) -> Sequence[memoryview]:
+        """See `LinkEnd`."""
+        return ()
+
+    def placed(self, size: int) -> None:
+        """See `LinkEnd`."""
+        raise AssertionError(f"{size} bytes in no place")
 
     def _session_is_open(self) -> None:
         self.is_open = True
@@ -134,6 +145,7 @@ class LinkProtocol(Protocol):
         """The link is gone: stop the clock, and what error that is, if any."""
         self.is_open = False
         self.connected = 0
+        self.link.closed()
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         if self.trace.ft_trans_close is not None:

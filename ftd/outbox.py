@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from twisted.internet.interfaces import IDelayedCall, IReactorTime, ITransport
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from ftd.bandwidth import TokenBucket
 from ftd.trace import PairTrace
+from ftd.transport import LinkTransport
 from ftd.wire.errors import ErrorCode, WireError
 from ftd.wire.sender import Buffer
 
@@ -30,7 +31,7 @@ class Outbox:
 
     def __init__(
         self,
-        transport: ITransport,
+        transport: LinkTransport,
         clock: IReactorTime,
         trace: PairTrace,
         bandwidth: int,
@@ -140,8 +141,7 @@ class Outbox:
 
     def _send(self, piece: Buffer) -> None:
         self.sent += len(piece)
-        # Twisted's transports take nothing but bytes: a piece of an upload's chunk has to be copied, a whole one not.
-        self._transport.write(piece if isinstance(piece, bytes) else bytes(piece))
+        self._transport.write(piece)
 
     def _send_portions(self, piece: Buffer) -> None:
         """Send what the bucket and the transport allow; the rest goes in front of the queue."""

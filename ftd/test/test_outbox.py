@@ -14,6 +14,7 @@ from ftd.bus import EventBus
 from ftd.outbox import Outbox
 from ftd.test.wire.profile import examples
 from ftd.trace import TRACE_EVENTS, PairTrace
+from ftd.transport.stock import StockTransport
 
 
 class NotingTransport(StringTransport):
@@ -44,7 +45,7 @@ class OutboxTests(SynchronousTestCase):
 
     def new_outbox(self, bandwidth: int = 0) -> Outbox:
         trace = PairTrace("demo", self.bus, TRACE_EVENTS)
-        return Outbox(self.transport, self.clock, trace, bandwidth, self.changed)
+        return Outbox(StockTransport(self.transport), self.clock, trace, bandwidth, self.changed)
 
     def changed(self) -> None:
         self.changes += 1

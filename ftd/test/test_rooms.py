@@ -25,7 +25,22 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     # The words that all of ftd uses: what can be asked, shown, told and go wrong.
     ("bus", "config", "durable", "errors", "interfaces", "status", "trace"),
     # What moves state: along the link, out of a source, into a sink.
-    ("bandwidth", "feed", "heartbeat", "history", "inbox", "lineage", "link", "outbox", "protocol", "sinks", "vm"),
+    (
+        "bandwidth",
+        "feed",
+        "heartbeat",
+        "history",
+        "inbox",
+        "lineage",
+        "link",
+        "outbox",
+        "protocol",
+        "receiver_protocol",
+        "sender_protocol",
+        "sinks",
+        "transport",
+        "vm",
+    ),
     # A half-pair: all of the above put together.
     ("commits", "pair", "primary", "secondary"),
     # All pairs, and what is shown of them.

@@ -1,0 +1,239 @@
+"""The sending end of a link: see `ftd.protocol` for what freezes when."""
+
+from __future__ import annotations
+
+from twisted.internet.interfaces import IConsumer, IProducer, IPushProducer, IReactorTime
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from ftd.heartbeat import Heartbeat
+from ftd.link_protocol import LinkProtocol, LinkTimes, SenderOwner, Traffic
+from ftd.outbox import Outbox
+from ftd.trace import PairTrace
+from ftd.wire.errors import ErrorCode, WireError
+from ftd.wire.events import (
+    Acknowledged,
+    HelloReceived,
+    Opened,
+    SenderEvent,
+)
+from ftd.wire.hello import PROMOTED
+from ftd.wire.sender import Buffer, SenderMachine
+from ftd.wire.states import BETWEEN, State
+
+
+@implementer(IConsumer, IPushProducer)
+class SenderProtocol(LinkProtocol):
+    """
+    The sending end.
+
+    :param buffer_limit: bytes that the source may run ahead of a frozen output.
+    """
+
+    def __init__(
+        self,
+        machine: SenderMachine,
+        owner: SenderOwner,
+        *,
+        clock: IReactorTime,
+        times: LinkTimes,
+        trace: PairTrace,
+        traffic: Traffic,
+        rate_limit: bool,
+        bandwidth: int,
+        buffer_limit: int,
+    ) -> None:
+        super().__init__(clock, times, trace, traffic)
+        self.machine = machine
+        self.rate_limit = rate_limit
+        self._owner = owner
+        self._bandwidth = bandwidth
+        self._buffer_limit = buffer_limit
+        self._outbox: Outbox
+        self._source: IPushProducer | None = None
+        self._source_is_paused = False
+        self._was_frozen = False
+        self._is_closing = False
+        self._was_waiting = False
+        self._counted = 0
+        self._heartbeat = Heartbeat(clock, times.heartbeat, self._beat)
+
+    @property
+    def is_frozen(self) -> bool:
+        """``freeze_output``: the transport is full, or the bandwidth limit is reached."""
+        return self._outbox.is_frozen
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that were put while the output was frozen and still wait."""
+        return self._outbox.size
+
+    # Towards the pair and its source
+
+    def begin(self) -> None:
+        """Send BEGIN."""
+        self._put(self.machine.begin())
+
+    def write(self, data: bytes) -> None:
+        """Send one CONTINUE frame: `IConsumer`'s name for `write_frame`."""
+        self.write_frame((data,))
+
+    def write_frame(self, pieces: tuple[Buffer, ...]) -> None:
+        """Send one CONTINUE frame; its pieces must not change until the transaction has ended."""
+        self._put(self.machine.continue_(*pieces), *pieces)
+
+    def commit(self) -> None:
+        """Send COMMIT; the owner hears how it went."""
+        self._put(self.machine.commit())
+
+    def atomic(self, pieces: tuple[Buffer, ...]) -> None:
+        """Send a whole transaction as one ATOMIC frame; the owner hears how it went."""
+        before, after = self.machine.atomic(*pieces)
+        self._put(before, *pieces, after)
+
+    def cancel(self) -> None:
+        """Send CANCEL."""
+        self._put(self.machine.cancel())
+
+    def registerProducer(self, producer: IProducer, streaming: bool) -> None:
+        """Take ``producer`` as the source: it is paused as the freeze semantics say.  Push producers only."""
+        if not streaming or not IPushProducer.providedBy(producer):
+            raise ValueError("the source has to be a push producer: it is paused, not pulled")
+        if self._source is not None:
+            raise RuntimeError(f"{self._source!r} is the source already")
+        self._source = producer
+        self._source_is_paused = False
+        self._regulate()
+
+    def unregisterProducer(self) -> None:
+        """The source is done."""
+        self._source = None
+        self._source_is_paused = False
+
+    def set_rate_limit(self, enabled: bool) -> None:
+        """The seed's ``rate_limit``: whether a frozen output pauses the source."""
+        self.rate_limit = enabled
+        self._regulate()
+
+    def set_bandwidth(self, rate: int) -> None:
+        """Bytes per second, 0 for no limit."""
+        self._bandwidth = rate
+        if self.connected:
+            self._outbox.set_bandwidth(rate)
+            self._regulate()
+
+    def connectionMade(self) -> None:
+        super().connectionMade()
+        self._outbox = Outbox(self.link, self.clock, self.trace, self._bandwidth, self._regulate)
+        self.link.register_producer(self)
+
+    def pauseProducing(self) -> None:
+        """The transport is full.  Twisted says so again at every write while it is."""
+        self._outbox.pause()
+        self._regulate()
+
+    def resumeProducing(self) -> None:
+        """The transport is empty."""
+        self._sign_of_life()
+        self._outbox.resume()
+        self._regulate()
+
+    def stopProducing(self) -> None:
+        """The transport is gone; `connectionLost` says the rest."""
+
+    def dataReceived(self, data: bytes | memoryview) -> None:
+        self.traffic.received += len(data)
+        self._sign_of_life()
+        if self._error is not None or self._is_closing:
+            return
+        try:
+            for event in self.machine.receive(data):
+                self._on_event(event)
+        except WireError as error:
+            self.fail(error)
+        self._note_waiting()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        cut_short = self._outbox.cut_short(in_payload=self.machine.state is State.CONTINUE)
+        error = self._ended(reason, cut_short or self.machine.end_of_stream())
+        self.machine.close()
+        self._outbox.close()
+        self._heartbeat.stop()
+        self._source = None
+        self._owner.lost(self, error)
+        self._tell_gone()
+
+    def _close_transport(self) -> None:
+        self._is_closing = True
+        self._regulate()
+
+    def _put(self, *pieces: Buffer) -> None:
+        self._outbox.put(pieces)
+        self._heartbeat.said()
+        self._regulate()
+
+    def _regulate(self) -> None:
+        """
+        The one place that pauses and resumes the source.
+
+        It is paused while the output is frozen and the rate limit is on, and at the buffer's limit whatever the rate
+        limit says; from there it runs again when half of the buffer has gone.
+        """
+        outbox = self._outbox
+        self.traffic.sent += outbox.sent - self._counted
+        self._counted = outbox.sent
+        self._note_waiting()
+        is_frozen = outbox.is_frozen
+        if is_frozen != self._was_frozen:
+            self._was_frozen = is_frozen
+            self._owner.freeze_changed()
+        if self._is_closing and not outbox.size and not outbox.is_full:
+            self.link.unregister_producer()
+            self.link.lose_connection()
+        if self._source is None:
+            return
+        threshold = self._buffer_limit // 2 if self._source_is_paused else self._buffer_limit
+        must_pause = (self.rate_limit and is_frozen) or outbox.size >= threshold
+        if must_pause != self._source_is_paused:
+            self._source_is_paused = must_pause
+            if must_pause:
+                self._source.pauseProducing()
+            else:
+                self._source.resumeProducing()
+
+    def _on_event(self, event: SenderEvent) -> None:
+        if isinstance(event, HelloReceived) and event.hello.state == PROMOTED:
+            self.fail(WireError(ErrorCode.STATE_INVALID, f"the standby has been promoted on {event.hello.node}"))
+            self._owner.superseded(event.hello)
+        elif isinstance(event, HelloReceived):
+            self._put(self.machine.greet(self._owner.hello()))
+        elif isinstance(event, Opened):
+            self._session_is_open()
+            self._owner.opened(self, self.machine.peer_hello, event.next_id)
+            if not self.machine.peer_is_kemari:
+                self._heartbeat.start()
+        elif isinstance(event, Acknowledged):
+            self._owner.acknowledged(event.transaction)
+        else:
+            self._owner.refused(event.transaction, event.code)
+
+    def _beat(self) -> None:
+        """Between transactions an empty one, inside of one an empty frame; a frozen peer hears of us anyway."""
+        if self.is_frozen or self._is_closing:
+            return
+        if self.machine.state in BETWEEN:
+            self._put(self.machine.heartbeat())
+        elif self.machine.is_inside:
+            self.write(b"")
+
+    def _note_waiting(self) -> None:
+        """The peer's time to answer, or to read, starts when it begins to be waited for."""
+        is_waiting = self._waits_for_peer()
+        if is_waiting and not self._was_waiting:
+            self._sign_of_life()
+        self._was_waiting = is_waiting
+
+    def _waits_for_peer(self) -> bool:
+        # What the bandwidth limit holds back is this side's business: the peer has not been asked yet.
+        return self._outbox.is_full or (bool(self.machine.in_flight) and not self._outbox.size)
