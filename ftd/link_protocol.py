@@ -101,7 +101,7 @@ class LinkProtocol(Protocol):
         """Seconds since the peer gave a sign of life, or was not asked for one."""
         return self.clock.seconds() - self._last_sign
 
-    def dataReceived(self, data: bytes | memoryview) -> None:
+    def dataReceived(self, data: bytes | memoryview) -> None:  # noqa: ARG002
         raise AssertionError("each end reads for itself")
 
     def places(self) -> Sequence[memoryview]:
