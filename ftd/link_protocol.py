@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 
 from ftd.interfaces import ISink
 from ftd.trace import PairTrace
-from ftd.transport import LinkTransport, adopt
+from ftd.transport import LinkOptions, LinkTransport, adopt
 from ftd.wire.errors import ErrorCode, WireError
 from ftd.wire.events import CommitRequested, DigestMismatch, InFlight
 from ftd.wire.hello import Hello
@@ -48,11 +48,14 @@ class LinkProtocol(Protocol):
 
     log = Logger()
 
-    def __init__(self, clock: IReactorTime, times: LinkTimes, trace: PairTrace, traffic: Traffic) -> None:
+    def __init__(
+        self, clock: IReactorTime, times: LinkTimes, trace: PairTrace, traffic: Traffic, options: LinkOptions
+    ) -> None:
         self.clock = clock
         self.times = times
         self.trace = trace
         self.traffic = traffic
+        self._options = options
         self.is_open = False
         #: From `connectionMade` on.
         self.link: LinkTransport
@@ -62,7 +65,7 @@ class LinkProtocol(Protocol):
         self._when_gone: list[Deferred[None]] = []
 
     def connectionMade(self) -> None:
-        self.link = adopt(self.transport, self)
+        self.link = adopt(self.transport, self, self._options)
         self._last_sign = self.clock.seconds()
         self._timer = self.clock.callLater(self.times.handshake, self._handshake_too_slow)
 

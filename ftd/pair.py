@@ -29,6 +29,7 @@ from ftd.status import (
     to_json,
 )
 from ftd.trace import PairTrace
+from ftd.transport import LinkOptions
 from ftd.wire.errors import ErrorCode, WireError
 from ftd.wire.session import Limits, Session
 from ftd.wire.states import State
@@ -205,6 +206,9 @@ class Pair:
         return LinkTimes(
             handshake=self.config.handshake_time, heartbeat=self.config.heartbeat, dead=self.config.dead_time
         )
+
+    def _link_options(self) -> LinkOptions:
+        return LinkOptions(user_timeout=self.config.dead_time)
 
     def _set_link(self, state: LinkState, detail: str = "") -> None:
         if (state, detail) != (self.link_state, self.link_detail):

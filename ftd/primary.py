@@ -413,6 +413,7 @@ class PrimaryPair(Pair):
             times=self._times(),
             trace=self.trace,
             traffic=self.traffic,
+            options=self._link_options(),
             rate_limit=self.rate_limit,
             bandwidth=self.bandwidth_limit,
             buffer_limit=self.config.buffer_limit,

@@ -11,6 +11,7 @@ from zope.interface import implementer
 from ftd.inbox import Inbox
 from ftd.link_protocol import LinkProtocol, LinkTimes, ReceiverOwner, Traffic
 from ftd.trace import PairTrace
+from ftd.transport import DEFAULT_OPTIONS, LinkOptions
 from ftd.wire.errors import ErrorCode, WireError
 from ftd.wire.events import (
     Begun,
@@ -43,10 +44,11 @@ class ReceiverProtocol(LinkProtocol):
         times: LinkTimes,
         trace: PairTrace,
         traffic: Traffic,
+        options: LinkOptions = DEFAULT_OPTIONS,
         kemari: bool,
         ack_first: bool,
     ) -> None:
-        super().__init__(clock, times, trace, traffic)
+        super().__init__(clock, times, trace, traffic, options)
         self.machine = machine
         self._owner = owner
         self._kemari = kemari

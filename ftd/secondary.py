@@ -270,6 +270,7 @@ class SecondaryPair(Pair):
             times=self._times(),
             trace=self.trace,
             traffic=self.traffic,
+            options=self._link_options(),
             kemari=self._kemari,
             ack_first=self._ack_first,
         )

@@ -11,6 +11,7 @@ from ftd.heartbeat import Heartbeat
 from ftd.link_protocol import LinkProtocol, LinkTimes, SenderOwner, Traffic
 from ftd.outbox import Outbox
 from ftd.trace import PairTrace
+from ftd.transport import DEFAULT_OPTIONS, LinkOptions
 from ftd.wire.errors import ErrorCode, WireError
 from ftd.wire.events import (
     Acknowledged,
@@ -40,11 +41,12 @@ class SenderProtocol(LinkProtocol):
         times: LinkTimes,
         trace: PairTrace,
         traffic: Traffic,
+        options: LinkOptions = DEFAULT_OPTIONS,
         rate_limit: bool,
         bandwidth: int,
         buffer_limit: int,
     ) -> None:
-        super().__init__(clock, times, trace, traffic)
+        super().__init__(clock, times, trace, traffic, options)
         self.machine = machine
         self.rate_limit = rate_limit
         self._owner = owner

@@ -2,5 +2,6 @@
 
 from ftd.transport.adopt import adopt
 from ftd.transport.base import LinkEnd, LinkTransport
+from ftd.transport.options import DEFAULT_OPTIONS, LinkOptions
 
-__all__ = ["LinkEnd", "LinkTransport", "adopt"]
+__all__ = ["DEFAULT_OPTIONS", "LinkEnd", "LinkOptions", "LinkTransport", "adopt"]
