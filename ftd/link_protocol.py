@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 
 from ftd.interfaces import ISink
 from ftd.trace import PairTrace
-from ftd.transport import LinkOptions, LinkTransport, adopt
+from ftd.transport import DEFAULT_OPTIONS, LinkOptions, LinkTransport, adopt
 from ftd.wire.errors import ErrorCode, WireError
 from ftd.wire.events import CommitRequested, DigestMismatch, InFlight
 from ftd.wire.hello import Hello
@@ -49,7 +49,12 @@ class LinkProtocol(Protocol):
     log = Logger()
 
     def __init__(
-        self, clock: IReactorTime, times: LinkTimes, trace: PairTrace, traffic: Traffic, options: LinkOptions
+        self,
+        clock: IReactorTime,
+        times: LinkTimes,
+        trace: PairTrace,
+        traffic: Traffic,
+        options: LinkOptions = DEFAULT_OPTIONS,
     ) -> None:
         self.clock = clock
         self.times = times
