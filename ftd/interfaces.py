@@ -153,6 +153,30 @@ class ISink(IConsumer):
         """Why the open transaction cannot be kept any more, as far as is known; it must not be acknowledged then."""
 
 
+class IInPlaceSink(ISink):
+    """
+    A sink whose memory payload is read into straight from the socket, which spares the copy that ``write`` makes.
+
+    Bytes of one transaction may come by ``write`` and in this way in turns; their order is that of the calls.
+    """
+
+    def room(size: int) -> Sequence[memoryview]:
+        """
+        Writable memory, of bytes and contiguous, for the next up to ``size`` payload bytes of the open transaction, in
+        order.  It may be less than that, and is empty where the sink has none, or keeps nothing of this transaction:
+        ``write`` is used then.  Asked without a ``filled`` or ``write`` in between it gives the same places; they stay
+        until the next of these two, or the end of the transaction.
+
+        What is in the room may be anything, and may be overwritten by what turns out not to be payload.
+        """
+
+    def filled(size: int) -> None:
+        """
+        The first ``size`` bytes of the room that was given last are payload now.  Like ``write`` it is never refused,
+        and may pause the producer.
+        """
+
+
 class ICheckpointStore(Interface):
     """The committed checkpoints of a sink."""
 

@@ -310,6 +310,7 @@ class PrimaryPair(Pair):
             generation=self.generation,
             max_payload=self.config.max_payload,
             max_transaction=self.config.max_transaction,
+            window=self.config.window,
             state="primary",
         )
 

@@ -122,6 +122,7 @@ class SecondaryPair(Pair):
             last=last,
             max_payload=self.config.max_payload,
             max_transaction=self.config.max_transaction,
+            window=self.config.window,
             state="standby",
         )
 

@@ -56,7 +56,7 @@ OUTSIDE = ("client", "cli")
 
 #: What of Python, and what of others, ``wire`` may import: nothing that gets at files, sockets, threads or the clock.
 PURE_STANDARD = frozenset({"__future__", "collections", "enum", "functools", "itertools", "json", "struct", "typing"})
-PURE_LIBRARIES = frozenset({"attrs", "xxhash"})
+PURE_LIBRARIES = frozenset({"attrs", "numpy", "xxhash"})
 
 
 @attrs.frozen

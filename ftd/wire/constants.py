@@ -48,4 +48,8 @@ class Command(IntEnum):
 FEATURE_ATOMIC: Final = "atomic"
 FEATURE_NACK: Final = "nack"
 FEATURE_DIGEST: Final = "digest"
-FEATURES: Final = frozenset({FEATURE_ATOMIC, FEATURE_NACK, FEATURE_DIGEST})
+FEATURE_WINDOW: Final = "window"
+FEATURES: Final = frozenset({FEATURE_ATOMIC, FEATURE_NACK, FEATURE_DIGEST, FEATURE_WINDOW})
+
+#: The most transactions in flight that a HELLO can ask for or allow.
+MAX_WINDOW: Final = 1024

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from ftd.wire.constants import FEATURES, PROTOCOL_VERSION
+from ftd.wire.constants import FEATURES, MAX_WINDOW, PROTOCOL_VERSION
 from ftd.wire.errors import ErrorCode, WireError
 
 #: The ``state`` of a standby that has taken over.
@@ -33,6 +33,8 @@ class Hello:
     :ivar max_payload: the longest frame this side takes, in bytes.
     :ivar max_transaction: the longest transaction it takes, in bytes; 0 where it does not say (the key is ftd's own
         addition).
+    :ivar window: how many transactions the sender wants to have in flight, or the receiver allows it to have; the
+        smaller one counts, where the feature of that name is in force.
     :ivar state: ``primary``, ``standby`` or ``promoted``.
     :ivar refused: why the sender of this HELLO will not open the session, empty where it will; the link is closed
         after it.
@@ -45,6 +47,7 @@ class Hello:
     features: frozenset[str] = FEATURES
     max_payload: int
     max_transaction: int = 0
+    window: int = 1
     state: str
     refused: str = ""
 
@@ -90,6 +93,7 @@ class Hello:
             features=frozenset(features),
             max_payload=_count(body, "max_payload", least=1),
             max_transaction=_count(body, "max_transaction", least=0) if "max_transaction" in body else 0,
+            window=min(_count(body, "window", least=1), MAX_WINDOW) if "window" in body else 1,
             state=_text(body, "state"),
         )
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import attrs
 
-from ftd.wire.constants import FEATURES, MAX_HELLO, ByteOrder, Command
+from ftd.wire.constants import FEATURE_WINDOW, FEATURES, MAX_HELLO, ByteOrder, Command
 from ftd.wire.errors import CallRefused, ErrorCode, WireError
 from ftd.wire.framing import Deframer, Header, encode_header
 from ftd.wire.hello import Hello
@@ -61,6 +61,8 @@ class Session:
         self.limits = limits
         #: The features in force, from both HELLOs.
         self.features: frozenset[str] = frozenset()
+        #: How many transactions may be in flight, from both HELLOs.
+        self.window = 1
         #: The peer's HELLO; ``None`` before it came, and from a Kemari peer for good.
         self.peer_hello: Hello | None = None
         self._pair = pair
@@ -70,11 +72,13 @@ class Session:
         self._deframer = Deframer(byte_order)
         self._hello = bytearray()
         self._offered: frozenset[str] = frozenset()
+        self._offered_window = 1
 
     def greet(self, hello: Hello) -> bytes:
         """Say HELLO, and with it which features this side offers: the receiver first, the sender in answer to it."""
         self._call(Call.GREET)
         self._offered = hello.features
+        self._offered_window = hello.window
         self._agree()
         return self.hello_frame(hello)
 
@@ -154,9 +158,11 @@ class Session:
         return hello
 
     def _agree(self) -> None:
-        """A feature is in force once both HELLOs list it."""
+        """A feature is in force once both HELLOs list it; the smaller one of their windows counts."""
         if self.peer_hello is not None:
             self.features = FEATURES & self._offered & self.peer_hello.features
+            if FEATURE_WINDOW in self.features:
+                self.window = min(self._offered_window, self.peer_hello.window)
 
     def _end_of_stream(self, expecting: str) -> WireError | None:
         """Where in the protocol the stream ended; ``expecting`` is what was still to come, empty if nothing was."""

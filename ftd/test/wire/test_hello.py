@@ -6,6 +6,7 @@ import itertools
 import json
 from typing import Any
 
+import attrs
 from hypothesis import given
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -24,7 +25,7 @@ from ftd.test.wire.reaching import (
     taken,
 )
 from ftd.testing.wire_strategies import Store, WireLink, hellos
-from ftd.wire.constants import DIGEST_SIZE, FEATURES, MAX_HELLO, Command
+from ftd.wire.constants import DIGEST_SIZE, FEATURES, MAX_HELLO, MAX_WINDOW, Command
 from ftd.wire.errors import CallRefused, ErrorCode, WireError
 from ftd.wire.events import Acknowledged, CommitRequested, HelloReceived, Refused
 from ftd.wire.hello import Hello, LastCheckpoint
@@ -42,10 +43,11 @@ GOOD: dict[str, Any] = {
     "features": ["atomic", "digest", "nack", "window"],
     "max_payload": 67108864,
     "max_transaction": 17179869184,
+    "window": 4,
     "state": "standby",
 }
 
-SUBSETS = [frozenset(names) for size in range(4) for names in itertools.combinations(sorted(FEATURES), size)]
+SUBSETS = [frozenset(names) for size in range(5) for names in itertools.combinations(sorted(FEATURES), size)]
 
 
 def said(**changes: object) -> bytes:
@@ -77,6 +79,7 @@ class DecodeTests(SynchronousTestCase):
                 features=frozenset({"atomic", "digest", "nack", "window"}),
                 max_payload=1 << 26,
                 max_transaction=1 << 34,
+                window=4,
                 state="standby",
             ),
         )
@@ -86,6 +89,7 @@ class DecodeTests(SynchronousTestCase):
             for payload in (said(**{key: None}), lacking(key)):
                 self.assertIsNone(getattr(Hello.decode(payload), key))
         self.assertEqual(Hello.decode(lacking("max_transaction")).max_transaction, 0)
+        self.assertEqual(Hello.decode(lacking("window")).window, 1)
 
     def test_unknown_keys_are_ignored(self) -> None:
         self.assertEqual(Hello.decode(said(colour="green", extra={"a": [1]})), Hello.decode(said()))
@@ -141,6 +145,11 @@ class DecodeTests(SynchronousTestCase):
             self.assert_invalid(payload, "max_payload is not a number of at least 1")
         for value in wrong:
             self.assert_invalid(said(max_transaction=value), "max_transaction is not a number of at least 0")
+        for value in (*wrong, 0):
+            self.assert_invalid(said(window=value), "window is not a number of at least 1")
+
+    def test_a_window_is_no_wider_than_ids_can_be_told_apart(self) -> None:
+        self.assertEqual(Hello.decode(said(window=1 << 40)).window, MAX_WINDOW)
 
     def test_last(self) -> None:
         wrong: tuple[object, ...] = (1, "x", [], True)
@@ -297,7 +306,7 @@ class AgreementTests(SynchronousTestCase):
         return link
 
     def test_every_pair_of_subsets(self) -> None:
-        self.assertEqual(len(set(SUBSETS)), 8)
+        self.assertEqual(len(set(SUBSETS)), 16)
         for sender_offers, receiver_offers in itertools.product(SUBSETS, repeat=2):
             link = self.linked(sender_offers, receiver_offers)
             agreed = sender_offers & receiver_offers
@@ -308,8 +317,17 @@ class AgreementTests(SynchronousTestCase):
             self.assert_atomic(link, "atomic" in agreed)
             self.assertFalse(link.is_broken, where)
 
+    def test_the_smaller_window_counts_where_it_is_agreed(self) -> None:
+        for wished, allowed, offers, agreed in ((4, 2, FEATURES, 2), (2, 9, FEATURES, 2), (4, 4, SUBSETS[0], 1)):
+            sender, receiver = new_sender(), new_receiver()
+            receiver_hello = attrs.evolve(hello(FEATURES), window=allowed)
+            sender_hello = attrs.evolve(hello(offers, "primary"), window=wished)
+            fed(sender, receiver.greet(receiver_hello))
+            taken(receiver, sender.greet(sender_hello))
+            self.assertEqual((sender.window, receiver.window), (agreed, agreed))
+
     def test_features_of_a_later_version(self) -> None:
-        link = self.linked(FEATURES | {"window"}, FEATURES | {"window", "compression"})
+        link = self.linked(FEATURES | {"encryption"}, FEATURES | {"encryption", "compression"})
         self.assertEqual((link.sender.features, link.receiver.features), (FEATURES, FEATURES))
 
     def assert_digest(self, link: WireLink, agreed: bool) -> None:
