@@ -44,6 +44,7 @@ from ftd.config_keys import (
     Sink,
     Source,
 )
+from ftd.config_link import missing_for_tls
 from ftd.config_values import BadValue, Key, printable
 from ftd.config_vm import (
     MOST_NETS,
@@ -320,6 +321,7 @@ def _read_pair(
                 found.append(ConfigError(f"{bad}; for example link = {example}", where, "link"))
             else:
                 values["link"] = link.text
+                found += missing_for_tls(where, given, isinstance(link.address, TcpAddress) if dials else None)
                 if not dials:
                     listeners.append(Listener(where, "link", link.address))
     listeners += _claims_of_vm(where, values.get("qemu_qmp", ""), values.get("qemu_nets", ()))

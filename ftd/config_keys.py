@@ -19,6 +19,7 @@ from pathlib import Path
 import attrs
 
 from ftd.config_endpoints import DIALLED_EXAMPLE, LISTENING_EXAMPLE
+from ftd.config_link import LinkConfig
 from ftd.config_values import (
     GIB,
     KIB,
@@ -99,7 +100,7 @@ class Sink(StrEnum):
 
 
 @attrs.frozen(kw_only=True)
-class PairConfig:
+class PairConfig(LinkConfig):
     """
     One ``[pair …]`` section: a half-pair.  Sizes are bytes, bandwidth bytes per second, times seconds.
 
@@ -188,8 +189,9 @@ class PairConfig:
     window: int = attrs.field(
         default=1,
         metadata=key(
-            Count(1, 1, "this version keeps one transaction in flight, so the window is 1"),
-            "How many transactions may be in flight at once; this version keeps one.",
+            Count(1, 1024),
+            "How many transactions may be in flight at once, heartbeats among them; "
+            "the smaller of what the two halves have counts, and 1 with Kemari.",
         ),
     )
     heartbeat: float = attrs.field(
@@ -199,6 +201,15 @@ class PairConfig:
     dead_time: float = attrs.field(
         default=5.0,
         metadata=key(Seconds(0.02, DAY), "A link on which nothing came for this long is dead; longer than heartbeat."),
+    )
+    user_timeout: float = attrs.field(
+        default=attrs.Factory(lambda self: self.dead_time, takes_self=True),
+        metadata=key(
+            Seconds(0.01, DAY, zero="the system's"),
+            "The kernel gives up a TCP link on which data is not confirmed for this long (TCP_USER_TIMEOUT).",
+            example="5s",
+            otherwise="dead-time",
+        ),
     )
     reconnect_max: float = attrs.field(
         default=10.0,
@@ -456,6 +467,13 @@ class Config:
     pairs_limit: int = attrs.field(
         default=1000,
         metadata=key(Count(1, 100_000), "How many pairs there may be, those created at run time among them."),
+    )
+    bandwidth_limit: int = attrs.field(
+        default=0,
+        metadata=key(
+            Size(KIB, TIB, zero="no limit"),
+            "Bytes per second that all primaries of this daemon send together at most, in fair shares; 0 for no limit.",
+        ),
     )
     api: ApiConfig = attrs.field(factory=ApiConfig)
     pairs: Mapping[str, PairConfig] = attrs.field(factory=dict)

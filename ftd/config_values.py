@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
 from types import MappingProxyType
@@ -30,6 +31,7 @@ TIB = 1024 * GIB
 
 SIZE_UNITS: Mapping[str, int] = {"TiB": TIB, "GiB": GIB, "MiB": MIB, "KiB": KIB, "B": 1}
 TIME_UNITS: Mapping[str, Fraction] = {
+    "us": Fraction(1, 1_000_000),
     "ms": Fraction(1, 1000),
     "s": Fraction(1),
     "min": Fraction(60),
@@ -42,7 +44,7 @@ NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 
 # The bounds on digits keep int() and Fraction() away from text that is megabytes long.
 _SIZE = re.compile(r"([0-9]{1,20}) ?(B|KiB|MiB|GiB|TiB)?")
-_TIME = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,20})?) ?(ms|s|min|h)?")
+_TIME = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,20})?) ?(us|ms|s|min|h)?")
 _WHOLE = re.compile(r"[0-9]{1,20}")
 
 _LONGEST_TEXT = 4096
@@ -74,6 +76,9 @@ def show_size(size: int) -> str:
 
 def show_seconds(seconds: float) -> str:
     """Seconds as a person writes them (``500ms``, ``10s``, ``5min``); reads back as exactly the same number."""
+    if 0 < seconds < 0.001:
+        # The digits that tell a float from all others, moved; the float itself times a million is another one.
+        return f"{Decimal(repr(seconds)).scaleb(6).normalize():f}us"
     if seconds == int(seconds):
         whole = int(seconds)
         for unit, factor in (("h", 3600), ("min", 60)):
@@ -157,7 +162,7 @@ class Size:
 @attrs.frozen
 class Seconds:
     """
-    A time: a number of seconds, in text with ms, s, min or h where wanted.
+    A time: a number of seconds, in text with us, ms, s, min or h where wanted.
 
     :ivar zero: what 0 means, where 0 is allowed below ``low``.
     """
@@ -174,7 +179,7 @@ class Seconds:
         elif isinstance(raw, int | float) and not isinstance(raw, bool):
             seconds = raw
         if seconds is None:
-            raise BadValue(f"{shown(raw)} is not a time: a number of seconds, or one with ms, s, min or h")
+            raise BadValue(f"{shown(raw)} is not a time: a number of seconds, or one with us, ms, s, min or h")
         if not (
             self.low <= seconds <= self.high or (self.zero and seconds == 0)
         ):  # NaN, which JSON bodies can smuggle in, is refused here too
@@ -447,9 +452,9 @@ class Key:
 
 
 def keys_of(owner: type[attrs.AttrsInstance]) -> Mapping[str, Key]:
-    """The keys that the fields of an attrs class declare, by name, in order."""
+    """The keys that the fields of an attrs class declare, by name, in order; those of its base classes come last."""
     keys = {}
-    for field in attrs.fields(owner):
+    for field in sorted(attrs.fields(owner), key=lambda field: field.inherited):
         declared = field.metadata.get(_DECLARED)
         if not isinstance(declared, Declared):
             continue

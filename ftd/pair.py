@@ -208,7 +208,14 @@ class Pair:
         )
 
     def _link_options(self) -> LinkOptions:
-        return LinkOptions(user_timeout=self.config.dead_time)
+        config = self.config
+        return LinkOptions(
+            latency_spin=config.latency_spin,
+            congestion_control=config.congestion_control,
+            socket_buffer=config.socket_buffer,
+            no_delay=config.no_delay,
+            user_timeout=config.user_timeout,
+        )
 
     def _set_link(self, state: LinkState, detail: str = "") -> None:
         if (state, detail) != (self.link_state, self.link_detail):

@@ -76,9 +76,9 @@ class BadFileTests(ConfigCase):
         self.write({"api": {"endpoint": "tcp:8440"}})
         await self.assert_refused("[api] endpoint: ", "loopback")
 
-    async def test_what_a_later_version_has(self) -> None:
-        self.write({"pair demo": {**primary(1), "window": "2"}})
-        await self.assert_refused("[pair demo] window: ")
+    async def test_what_the_kernel_does_not_have(self) -> None:
+        self.write({"pair demo": {**primary(1), "congestion-control": "none-such"}})
+        await self.assert_refused("[pair demo] congestion-control: ", "'none-such'", "reno")
 
     async def test_vms_that_lack_or_share_something(self) -> None:
         vm = {**primary(1), "source": "qemu"}

@@ -87,7 +87,7 @@ BAD_FILES: BadFiles = [
     ("[pair c]\nrole = secondary\nlink = tcp:8440\n", ["[pair c] link: port 8440 is taken: [api] endpoint listens"]),
     (SECONDARY + SECONDARY.replace("b]", "c]"), ["[pair c] link: port 8441 is taken: [pair b] link listens there"]),
     (
-        SECONDARY + "[pair c]\nrole = secondary\nlink = tcp:8441\nwindow = 9\n",
+        SECONDARY + "[pair c]\nrole = secondary\nlink = tcp:8441\nwindow = 0\n",
         ["[pair c] window:", "[pair c] link: port 8441 is taken: [pair b] link"],
     ),
     # Things of all kinds
@@ -148,7 +148,16 @@ BAD_LINES: BadLines = [
                 "bandwidth-limit: '100' is out of bounds: it has to be 1KiB to 1TiB, or 0 for no",
             ),
             ("heartbeat = 1 day", "heartbeat: '1 day' is not a time"),
-            ("window = 2", "window: '2' is out of bounds: this version keeps one transaction in flight, so the window"),
+            ("window = 0", "window: '0' is out of bounds: it has to be 1 to 1024; for example window = 1"),
+            ("window = 1025", "window: '1025' is out of bounds"),
+            (
+                "latency-spin = often",
+                "latency-spin: 'often' is not possible here: it has to be auto, or 1us to 10ms, or 0",
+            ),
+            (
+                "socket-buffer = 1",
+                "socket-buffer: '1' is out of bounds: it has to be 4KiB to 1GiB, or 0 for what the sys",
+            ),
             ("source = kvm", "source: 'kvm' is not possible here: it has to be feed or qemu"),
             ("qemu-qmp = /a", "qemu-qmp: is for a VM: the pair would have to have source = qemu, and it has feed"),
             ("on-secondary-loss = hold", "on-secondary-loss: is for a VM: the pair would have to have source = qemu"),
@@ -241,14 +250,15 @@ class LoadTests(FileCase):
         """Every key of a file gets where it belongs."""
         config = self.loaded(
             "# comment\n; comment\n[ftd]\nnode = host-a ; comment\nstate-dir = /x/y\npairs-limit = 3\n"
-            "[api]\nbody-limit = 1MiB\nevent-readers = 5\nidle-time = 5min\n"
+            "bandwidth-limit = 1GiB\n[api]\nbody-limit = 1MiB\nevent-readers = 5\nidle-time = 5min\n"
             "[pair a]\nrole = primary\nlink = tcp:host-b:8441\nname = demo\npeer = kemari\nbyte-order = big\n"
             "rate-limit = off\nbandwidth-limit = 1MiB\nframe-size = 1MiB\nbuffer-limit = 2MiB\nmax-payload = 3MiB\n"
-            "max-transaction = 4MiB\nack = applied\nwindow = 1\nheartbeat = 2s\ndead-time = 3s\nreconnect-max = 4s\n"
-            "handshake-time = 6s\nack-time = 7s\nsource = feed\ntrace = all\n"
+            "max-transaction = 4MiB\nack = applied\nwindow = 8\nheartbeat = 2s\ndead-time = 3s\nreconnect-max = 4s\n"
+            "handshake-time = 6s\nack-time = 7s\nsource = feed\ntrace = all\nuser-timeout = 9s\n"
             "[pair b]\nrole = secondary\nlink = tcp:8441\nsink = memory\nkeep = 2\nmemory-limit = 5MiB\n"
         )
         self.assertEqual((config.node, config.state_dir, config.pairs_limit), ("host-a", Path("/x/y"), 3))
+        self.assertEqual(config.bandwidth_limit, GIB)
         self.assertEqual((config.api.body_limit, config.api.event_readers, config.api.idle_time), (MIB, 5, 300.0))
         primary = PairConfig(
             section="a",
@@ -264,9 +274,10 @@ class LoadTests(FileCase):
             max_payload=3 * MIB,
             max_transaction=4 * MIB,
             ack=Ack.APPLIED,
-            window=1,
+            window=8,
             heartbeat=2.0,
             dead_time=3.0,
+            user_timeout=9.0,
             reconnect_max=4.0,
             handshake_time=6.0,
             ack_time=7.0,
@@ -300,6 +311,15 @@ class LoadTests(FileCase):
                 "window": 1,
                 "heartbeat": 1.0,
                 "dead_time": 5.0,
+                "user_timeout": 5.0,
+                "latency_spin": None,
+                "no_delay": True,
+                "socket_buffer": 0,
+                "congestion_control": "",
+                "link_certificate": "",
+                "link_key": "",
+                "link_ca": "",
+                "link_peer_name": "",
                 "reconnect_max": 10.0,
                 "handshake_time": 10.0,
                 "ack_time": 30.0,

@@ -23,6 +23,7 @@ from ftd.config import (
     pair_schema,
     pair_to_ini,
 )
+from ftd.config_link import CongestionControl, SpinTime
 from ftd.config_values import KIB, Count, Key, Seconds, Size
 from ftd.config_vm import NET_ID_PATTERN, PathText
 from ftd.errors import ConfigError
@@ -160,6 +161,12 @@ def values_of(key: Key) -> st.SearchStrategy[Any]:
         return st.floats(kind.low, kind.high)
     if isinstance(kind, Count):
         return st.integers(kind.low, kind.high)
+    if isinstance(kind, SpinTime):
+        return st.just("auto") | st.just(0) | st.floats(kind.seconds.low, kind.seconds.high)
+    if isinstance(kind, CongestionControl):
+        return st.just("reno")
+    if key.name == "link-peer-name":
+        return st.sampled_from(["host-b", "fd00::1", "192.0.2.1"])
     if key.name == "name":
         return st.text("aZ0_.-", max_size=63).map(lambda rest: f"n{rest}")
     if key.name == "trace":
@@ -200,6 +207,9 @@ def pairs(draw: st.DrawFn) -> PairConfig:
         values |= {origin: "qemu", "peer": "ftd", "qemu-qmp": "/run/vm.qmp", **draw(nets())}
     elif values.get(origin) == "qemu":
         del values[origin]
+    files = ("link-certificate", "link-key", "link-ca")
+    if not all(name in values for name in (*files, "link-peer-name")):
+        values = {name: value for name, value in values.items() if name not in (*files, "link-peer-name")}
     if "dead-time" in values or "heartbeat" in values:
         values["heartbeat"], values["dead-time"] = draw(st.floats(0.01, 2.0)), draw(st.floats(2.5, 100.0))
     if role is Role.PRIMARY:

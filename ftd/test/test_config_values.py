@@ -35,6 +35,7 @@ from ftd.trace import TRACE_EVENTS
 SIZE = Size(KIB, TIB)
 SIZE_OR_NONE = Size(KIB, TIB, zero="no limit")
 SECONDS = Seconds(0.001, 86400.0)
+SHORT = Seconds(0.000_001, 1.0)
 SECONDS_OR_NONE = Seconds(0.001, 86400.0, zero="never")
 COUNT = Count(1, 100)
 ONE = Count(1, 1, "there is only one")
@@ -57,6 +58,8 @@ GOOD: list[tuple[Kind, object, object]] = [
     (SECONDS_OR_NONE, "0", 0.0),
     (SECONDS_OR_NONE, 0, 0.0),
     (SECONDS_OR_NONE, "1ms", 0.001),
+    (SHORT, "1us", 0.000_001),
+    (SHORT, "7.5 us", 0.000_007_5),
     (SECONDS, "0.5", 0.5),
     (SECONDS, "9ms", 0.009),
     (SECONDS, "1.5 s", 1.5),
@@ -216,6 +219,12 @@ class RoundTripTests(SynchronousTestCase):
         self.both_ways(SECONDS, value)
 
     @examples(100)
+    @given(st.floats(0.000_001, 0.001) | st.integers(1, 1000).map(lambda microseconds: microseconds / 1_000_000))
+    def test_short_times(self, value: float) -> None:
+        """Any time below a millisecond, which Python would write with an exponent."""
+        self.both_ways(SHORT, value)
+
+    @examples(100)
     @given(st.integers(1, 100))
     def test_count(self, value: int) -> None:
         """Any whole number."""
@@ -257,9 +266,9 @@ class ShowTests(SynchronousTestCase):
     def test_seconds(self) -> None:
         """Whole minutes and hours from two minutes on, fractions as milliseconds where that is exact."""
         shown_times = [
-            show_seconds(seconds) for seconds in (0.01, 0.5, 1.0, 60.0, 90.0, 120.0, 3600.0, 86400.0, 0.0125)
+            show_seconds(seconds) for seconds in (0.01, 0.5, 1.0, 60.0, 90.0, 120.0, 3600.0, 86400.0, 0.0125, 0.000_1)
         ]
-        self.assertEqual(shown_times, ["10ms", "500ms", "1s", "60s", "90s", "2min", "1h", "24h", "0.0125s"])
+        self.assertEqual(shown_times, ["10ms", "500ms", "1s", "60s", "90s", "2min", "1h", "24h", "0.0125s", "100us"])
 
     @examples(100)
     @given(st.text(st.characters(), max_size=200))
