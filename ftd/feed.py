@@ -8,6 +8,7 @@ frame ends early when it has `_MOST_PIECES`, which bounds the memory whatever th
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol as TypingProtocol
 
@@ -23,10 +24,17 @@ _MOST_PIECES = 64
 
 
 class UploadTarget(TypingProtocol):
-    """What an upload asks of the pair it goes into.  Each may raise an `FtdError`."""
+    """What an upload asks of the pair it goes into.  Each call may raise an `FtdError`."""
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that were sent and are not with the kernel yet; 0 without a link."""
 
     def send_frame(self, pieces: tuple[Buffer, ...]) -> None:
         """One CONTINUE frame into the open transaction."""
+
+    def send_run(self, data: memoryview, frame_size: int) -> None:
+        """``data`` as a run of CONTINUE frames of ``frame_size`` into the open transaction."""
 
     def upload_finished(self, upload: Upload) -> None:
         """The whole body has been sent."""
@@ -54,7 +62,7 @@ class Upload:
         self._target = target
         self._body = body
         self._frame_size = frame_size
-        self._pieces: list[Buffer] = []
+        self._pieces: deque[Buffer] = deque()
         self._size = 0
         self._holds: set[str] = set()
         self._is_over = False
@@ -63,7 +71,12 @@ class Upload:
 
     # What the writer of the body calls
 
-    def write(self, data: bytes) -> None:
+    @property
+    def unsent(self) -> int:
+        """See `IUpload`."""
+        return self._size + self._target.unsent
+
+    def write(self, data: Buffer) -> None:
         """See `IUpload`."""
         if data and not self._is_over:
             self._pieces.append(data)
@@ -101,6 +114,7 @@ class Upload:
         if not self._is_over:
             self._is_over = True
             self._pieces.clear()
+            self._size = 0
             # Whatever held the body up, the rest of it may be read now.
             self._holds.clear()
             self._body.resumeProducing()
@@ -162,19 +176,32 @@ class Upload:
         if "not begun" in self._holds:
             return
         while self._size >= self._frame_size:
-            self._send(self._frame_size)
+            if len(self._pieces[0]) >= self._frame_size:
+                self._send_run()
+            else:
+                self._send(self._frame_size)
         if len(self._pieces) >= _MOST_PIECES:
             self._send(self._size)
+
+    def _send_run(self) -> None:
+        """Send the whole frames of the first piece."""
+        view = memoryview(self._pieces.popleft())
+        whole = len(view) - len(view) % self._frame_size
+        if whole < len(view):
+            self._pieces.appendleft(view[whole:])
+        self._size -= whole
+        self.accepted += whole
+        self._target.send_run(view[:whole], self._frame_size)
 
     def _send(self, size: int) -> None:
         """Send the first ``size`` bytes as one frame."""
         frame = []
         left = size
         while left:
-            piece = self._pieces.pop(0)
+            piece = self._pieces.popleft()
             if len(piece) > left:
                 view = memoryview(piece)
-                self._pieces.insert(0, view[left:])
+                self._pieces.appendleft(view[left:])
                 piece = view[:left]
             frame.append(piece)
             left -= len(piece)

@@ -117,8 +117,13 @@ class IUpload(Interface):
         "after that is discarded."
     )
 
-    def write(data: bytes) -> None:
-        """State bytes, which must not change afterwards."""
+    unsent: int = Attribute(
+        "How many of the last bytes that were written are not with the kernel yet, or more; those before them may "
+        "change again."
+    )
+
+    def write(data: bytes | memoryview) -> None:
+        """State bytes, which must not change until ``unsent`` says that they have gone."""
 
     def finish() -> None:
         """That was all of it."""

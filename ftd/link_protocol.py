@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 
 from ftd.interfaces import ISink
 from ftd.trace import PairTrace
-from ftd.transport import DEFAULT_OPTIONS, LinkOptions, LinkTransport, adopt
+from ftd.transport import DEFAULT_OPTIONS, LinkOptions, LinkTransport, adopt, set_options
 from ftd.wire.errors import ErrorCode, WireError
 from ftd.wire.events import CommitRequested, DigestMismatch, InFlight
 from ftd.wire.hello import Hello
@@ -73,6 +73,10 @@ class LinkProtocol(Protocol):
         self.link = adopt(self.transport, self, self._options)
         self._last_sign = self.clock.seconds()
         self._timer = self.clock.callLater(self.times.handshake, self._handshake_too_slow)
+        try:
+            set_options(self.transport, self._options)
+        except WireError as error:
+            self.fail(error)
 
     def fail(self, error: WireError) -> None:
         """End the link because of ``error``, unless it is ending already."""
@@ -186,11 +190,19 @@ class SenderOwner(TypingProtocol):
     def acknowledged(self, transaction: InFlight) -> None:
         """The oldest transaction in flight is committed."""
 
-    def refused(self, transaction: InFlight, code: ErrorCode) -> None:
-        """The oldest transaction in flight was dropped by the receiver."""
+    def refused(self, transaction: InFlight, code: ErrorCode, behind: Sequence[InFlight], was_open: bool) -> None:
+        """
+        The oldest transaction in flight was dropped by the receiver, and all that came after it.
+
+        :param behind: the others that were in flight, in order; there will be no answer to them.
+        :param was_open: a transaction was open; it is cancelled already, and none is open now.
+        """
 
     def freeze_changed(self) -> None:
         """``is_frozen`` or ``buffered`` has changed."""
+
+    def all_sent(self) -> None:
+        """``unsent`` is 0; said once after each `SenderProtocol.want_drained`, unless the link is lost first."""
 
     def lost(self, sender: SenderProtocol, error: WireError | None) -> None:
         """The link is gone."""

@@ -8,7 +8,7 @@ A transaction is open between `begin` and its end, which is one of: COMMIT, from
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -177,15 +177,16 @@ class PrimaryPair(Pair):
 
     def drained(self) -> Deferred[None]:
         """
-        Fires when all that was sent is with the transport, so that its memory may be used again; errbacks with
-        `LinkDown` if the link breaks first.
+        Fires when all that was sent is with the kernel, so that its memory may be used again; errbacks with `LinkDown`
+        if the link breaks first.
         """
-        drained: Deferred[None] = Deferred()
-        if self._sender is None or not self._sender.is_frozen:
-            drained.callback(None)
+        waiting: Deferred[None] = Deferred()
+        self._when_drained.append(waiting)
+        if self._sender is None:
+            self._tell_drained(None)
         else:
-            self._when_drained.append(drained)
-        return drained
+            self._sender.want_drained()
+        return waiting
 
     def _begin(self) -> int:
         sender = self._up()
@@ -263,18 +264,30 @@ class PrimaryPair(Pair):
 
     def send_frame(self, pieces: tuple[Buffer, ...]) -> None:
         """One frame of an upload into the open transaction."""
+        self._write(lambda sender: sender.write_frame(pieces))
+
+    def send_run(self, data: memoryview, frame_size: int) -> None:
+        """A run of frames of an upload into the open transaction."""
+        self._write(lambda sender: sender.write_run(data, frame_size))
+
+    def _write(self, write: Callable[[SenderProtocol], None]) -> None:
         sender, transaction = self._up(), self._open
         assert transaction is not None
         if transaction.first_data is None:
             transaction.first_data = self._now()
         try:
-            sender.write_frame(pieces)
+            write(sender)
         except CallRefused:
             limit = sender.machine.limits.max_transaction
             too_large = TooLarge(f"the transaction is larger than max-transaction of this pair, {limit} bytes")
             self._cancel(sender, too_large)
             raise too_large from None
         self._counted()
+
+    @property
+    def unsent(self) -> int:
+        """See `UploadTarget`."""
+        return self._sender.unsent if self._sender is not None else 0
 
     def upload_finished(self, upload: Upload) -> None:
         """The upload under way has handed over all its bytes."""
@@ -337,7 +350,13 @@ class PrimaryPair(Pair):
             self._changed()
         self._run_queued()
 
-    def refused(self, transaction: InFlight, code: ErrorCode) -> None:
+    def refused(
+        self,
+        transaction: InFlight,
+        code: ErrorCode,
+        behind: Sequence[InFlight],  # noqa: ARG002
+        was_open: bool,  # noqa: ARG002
+    ) -> None:
         """The oldest transaction in flight was dropped by the standby."""
         if not transaction.is_heartbeat:
             self._commits.refused(code)
@@ -348,9 +367,11 @@ class PrimaryPair(Pair):
         """The output froze or thawed."""
         if self._open is not None and self._sender is not None:
             self._note_frozen(self._open, self._sender.is_frozen)
-        if not self._freezes_output():
-            self._tell_drained(None)
         self._counted()
+
+    def all_sent(self) -> None:
+        """The memory of all that was sent may be used again."""
+        self._tell_drained(None)
 
     def lost(self, sender: SenderProtocol, error: WireError | None) -> None:
         """The link is gone: what was open is lost, what was in flight is in doubt."""

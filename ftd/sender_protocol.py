@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twisted.internet.interfaces import IConsumer, IProducer, IPushProducer, IReactorTime
+from twisted.internet.interfaces import IConsumer, IDelayedCall, IProducer, IPushProducer, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -58,6 +58,8 @@ class SenderProtocol(LinkProtocol):
         self._was_frozen = False
         self._is_closing = False
         self._was_waiting = False
+        self._drain_wanted = False
+        self._drain_look: IDelayedCall | None = None
         self._counted = 0
         self._heartbeat = Heartbeat(clock, times.heartbeat, self._beat)
 
@@ -71,6 +73,19 @@ class SenderProtocol(LinkProtocol):
         """Bytes that were put while the output was frozen and still wait."""
         return self._outbox.size
 
+    @property
+    def unsent(self) -> int:
+        """
+        Bytes that are not with the kernel yet: those of the last pieces that were written must not change.  More than
+        `buffered`, which the transport may have taken over without a copy.
+        """
+        return self._outbox.size + self.link.unsent
+
+    def want_drained(self) -> None:
+        """Have everything sent, and the owner told when it is: it may be before this returns."""
+        self._drain_wanted = True
+        self._look_drained()
+
     # Towards the pair and its source
 
     def begin(self) -> None:
@@ -82,8 +97,12 @@ class SenderProtocol(LinkProtocol):
         self.write_frame((data,))
 
     def write_frame(self, pieces: tuple[Buffer, ...]) -> None:
-        """Send one CONTINUE frame; its pieces must not change until the transaction has ended."""
+        """Send one CONTINUE frame; its pieces must not change until `unsent` says that they have gone."""
         self._put(self.machine.continue_(*pieces), *pieces)
+
+    def write_run(self, data: memoryview, frame_size: int) -> None:
+        """Send ``data`` as a run of CONTINUE frames of ``frame_size``; it must not change until `unsent` says so."""
+        self._put(*self.machine.continue_run(data, frame_size))
 
     def commit(self) -> None:
         """Send COMMIT; the owner hears how it went."""
@@ -162,6 +181,10 @@ class SenderProtocol(LinkProtocol):
         self.machine.close()
         self._outbox.close()
         self._heartbeat.stop()
+        self._drain_wanted = False
+        if self._drain_look is not None:
+            self._drain_look.cancel()
+            self._drain_look = None
         self._source = None
         self._owner.lost(self, error)
         self._tell_gone()
@@ -193,6 +216,8 @@ class SenderProtocol(LinkProtocol):
         if self._is_closing and not outbox.size and not outbox.is_full:
             self.link.unregister_producer()
             self.link.lose_connection()
+        if self._drain_wanted:
+            self._look_drained()
         if self._source is None:
             return
         threshold = self._buffer_limit // 2 if self._source_is_paused else self._buffer_limit
@@ -203,6 +228,24 @@ class SenderProtocol(LinkProtocol):
                 self._source.pauseProducing()
             else:
                 self._source.resumeProducing()
+
+    def _look_drained(self) -> None:
+        """
+        The transport tells when it was full and has room; of what it has only gathered nobody tells, as that goes with
+        the end of the turn at the latest.
+        """
+        if not self._drain_wanted or self._outbox.size:
+            return
+        self.link.flush()
+        if not self.link.unsent:
+            self._drain_wanted = False
+            self._owner.all_sent()
+        elif not self._outbox.is_full and self._drain_look is None:
+            self._drain_look = self.clock.callLater(0, self._look_again)
+
+    def _look_again(self) -> None:
+        self._drain_look = None
+        self._look_drained()
 
     def _on_event(self, event: SenderEvent) -> None:
         if isinstance(event, HelloReceived) and event.hello.state == PROMOTED:
@@ -218,7 +261,9 @@ class SenderProtocol(LinkProtocol):
         elif isinstance(event, Acknowledged):
             self._owner.acknowledged(event.transaction)
         else:
-            self._owner.refused(event.transaction, event.code)
+            if event.cancel:
+                self._put(event.cancel)
+            self._owner.refused(event.transaction, event.code, event.behind, bool(event.cancel))
 
     def _beat(self) -> None:
         """Between transactions an empty one, inside of one an empty frame; a frozen peer hears of us anyway."""

@@ -135,9 +135,16 @@ class FakeSenderOwner:
         """See `SenderOwner`."""
         self.events.append(f"superseded by {hello.node}")
 
-    def refused(self, transaction: InFlight, code: ErrorCode) -> None:
+    def refused(self, transaction: InFlight, code: ErrorCode, behind: Sequence[InFlight], was_open: bool) -> None:
         """See `SenderOwner`."""
         self.events.append(f"transaction {transaction.id} refused: {code.name}")
+        self.events += [f"transaction {dropped.id} dropped behind it" for dropped in behind]
+        if was_open:
+            self.events.append("the open transaction cancelled")
+
+    def all_sent(self) -> None:
+        """See `SenderOwner`."""
+        self.events.append("all sent")
 
     def freeze_changed(self) -> None:
         """See `SenderOwner`."""

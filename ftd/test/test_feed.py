@@ -23,6 +23,8 @@ class FakeTarget:
     Takes frames, and freezes or fails when it is told to.
 
     :ivar frames: the pieces of each.
+    :ivar runs: size and frame size of each run, whose frames are in `frames` too.
+    :ivar unsent: what it says of itself.
     :ivar freeze_at: how many more frames it takes before it freezes.
     :ivar fails_with: what ``send_frame`` raises.
     :ivar ending: ``finished``, or the reason for which the upload was cut.
@@ -30,6 +32,8 @@ class FakeTarget:
 
     def __init__(self) -> None:
         self.frames: list[tuple[Buffer, ...]] = []
+        self.runs: list[tuple[int, int]] = []
+        self.unsent = 0
         self.freeze_at: int | None = None
         self.fails_with: FtdError | None = None
         self.finish_fails_with: FtdError | None = None
@@ -46,6 +50,12 @@ class FakeTarget:
             self.freeze_at -= 1
             if self.freeze_at == 0:
                 self.upload.pauseProducing()
+
+    def send_run(self, data: memoryview, frame_size: int) -> None:
+        """See `UploadTarget`."""
+        self.runs.append((len(data), frame_size))
+        for at in range(0, len(data), frame_size):
+            self.send_frame((data[at : at + frame_size],))
 
     def upload_finished(self, upload: Upload) -> None:
         """See `UploadTarget`."""

@@ -52,10 +52,18 @@ class Acknowledged:
 
 @attrs.frozen
 class Refused:
-    """Sender: the receiver has dropped the oldest transaction in flight; its id will be used again."""
+    """
+    Sender: the receiver has dropped the oldest transaction in flight, and with it all that came after that one; the
+    oldest one's id will be used again.
+
+    :ivar behind: the others that were in flight, in order.
+    :ivar cancel: the CANCEL of the transaction that was open, to be sent before anything else; empty if none was.
+    """
 
     transaction: InFlight
     code: ErrorCode
+    behind: tuple[InFlight, ...] = ()
+    cancel: bytes = b""
 
 
 @attrs.frozen

@@ -27,7 +27,7 @@ from ftd.wire.errors import CallRefused, ErrorCode, WireError
 from ftd.wire.events import Acknowledged, HelloReceived, InFlight, Opened, Refused, SenderEvent
 from ftd.wire.framing import Header
 from ftd.wire.session import NO_TRACE, Limits, Session, WireTrace
-from ftd.wire.states import INSIDE, SENDER, Action, Call
+from ftd.wire.states import INSIDE, SENDER, Action, Call, State
 
 Buffer = bytes | bytearray | memoryview
 
@@ -67,7 +67,7 @@ class SenderMachine(Session):
 
     def begin(self) -> bytes:
         """Open a transaction."""
-        self._call(Call.BEGIN)
+        self._call_in_window(Call.BEGIN)
         self._start()
         return self._frame(Command.BEGIN, self.id, 0, 0)
 
@@ -90,6 +90,29 @@ class SenderMachine(Session):
         self._absorb(payload, length)
         self.seq += 1
         return header
+
+    def continue_run(self, payload: memoryview, frame_size: int) -> list[Buffer]:
+        """
+        Add a run of frames to the open transaction, at the price of one.
+
+        :param payload: a view of bytes, which is cut into frames of ``frame_size``; the last one may be shorter.
+        :return: what is to be sent: headers, and views of the payload's own memory.
+        :raises CallRefused: as `continue_` would for one of the frames; nothing is added then.
+        """
+        length = len(payload)
+        count = -(-length // frame_size)
+        if (
+            length > self.limits.max_transaction - self.size
+            or min(frame_size, length) > min(self.limits.max_payload, MAX_PAYLOAD_LEN)
+            or count > MAX_SEQ - self.seq
+        ):
+            raise CallRefused("a frame or the transaction would be over its limit", self.state.value)
+        pieces: list[Buffer] = []
+        for at in range(0, length, frame_size):
+            piece = payload[at : at + frame_size]
+            pieces.append(self.continue_(piece))
+            pieces.append(piece)
+        return pieces
 
     def commit(self) -> bytes:
         """Ask for the open transaction to be committed; `Acknowledged` or `Refused` will follow."""
@@ -117,7 +140,7 @@ class SenderMachine(Session):
             raise CallRefused("the peer does not take ATOMIC", self.state.value)
         if length > min(self.limits.max_payload, MAX_PAYLOAD_LEN - DIGEST_SIZE, self.limits.max_transaction):
             raise CallRefused("the frame would be over its limit", self.state.value)
-        self._call(Call.ATOMIC)
+        self._call_in_window(Call.ATOMIC)
         self._start()
         self._absorb(payload, length)
         return self._finish_atomic(length)
@@ -150,6 +173,7 @@ class SenderMachine(Session):
         return error
 
     def _on_header(self, header: Header) -> SenderEvent | None:
+        state = self.state
         action = self._command(header)
         if action is Action.READ_HELLO:
             self._expect_hello_payload(header)
@@ -160,9 +184,12 @@ class SenderMachine(Session):
                 raise WireError(ErrorCode.STATE_INVALID, f"the opening ACK has seq {header.seq}, not 0")
             self.id = header.id
             return Opened(header.id)
-        return self._on_verdict(header, action)
+        return self._on_verdict(header, action, state)
 
-    def _on_verdict(self, header: Header, action: Action) -> SenderEvent:
+    def _on_verdict(self, header: Header, action: Action, state: State) -> SenderEvent:
+        if not self.in_flight:
+            self.state = state
+            raise WireError(ErrorCode.STATE_INVALID, self._why_not(header))
         if action is Action.DROP and FEATURE_NACK not in self.features:
             raise WireError(ErrorCode.STATE_INVALID, "NACK was not agreed")
         transaction = self.in_flight[0]
@@ -176,8 +203,11 @@ class SenderMachine(Session):
         self.in_flight.popleft()
         if action is Action.RETIRE:
             return Acknowledged(transaction)
+        cancel = self._frame(Command.CANCEL, self.id, self.seq, 0) if state in INSIDE else b""
+        behind = tuple(self.in_flight)
+        self.in_flight.clear()
         self.id = transaction.id
-        return Refused(transaction, ErrorCode.from_wire(header.seq))
+        return Refused(transaction, ErrorCode.from_wire(header.seq), behind, cancel)
 
     def _on_hello_payload(self, piece: memoryview) -> SenderEvent | None:
         self._expect_open()
@@ -191,6 +221,15 @@ class SenderMachine(Session):
         return HelloReceived(hello)
 
     # Parts of a transaction
+
+    def _call_in_window(self, call: Call) -> None:
+        waiting = len(self.in_flight)
+        if waiting >= self.window:
+            raise CallRefused(
+                f"{call.value} is not possible while {waiting} transactions await their ACK, as many as the window is",
+                self.state.value,
+            )
+        self._call(call)
 
     def _start(self) -> None:
         self.seq = 0

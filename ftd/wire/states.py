@@ -23,6 +23,20 @@ where an error or the end of the stream leads; nothing leads out of it.
 Every pair of a state and a command (something the peer sent) or a call (something this side wants) that is not in a
 table is an error: for a command STATE_INVALID and the end of the session, for a call `CallRefused` and no change.
 
+A window of more than one lets the sender go on while answers are still to come: it may begin where it awaits an
+answer, while fewer transactions than the window says are in flight, and the answers, which come in the order of the
+COMMITs, come to whatever state it is in by then::
+
+    COMMIT --begin--> BEGIN, --atomic--> COMMIT     with room in the window
+    ACK CANCEL BEGIN CONTINUE --ACK--> the same     with a transaction in flight
+    ACK CANCEL --NACK--> NACK                       with a transaction in flight
+    BEGIN CONTINUE --NACK--> CANCEL                 with a transaction in flight
+
+Where the window is one no sender ever stands in ACK, CANCEL, BEGIN or CONTINUE with a transaction in flight, and in
+COMMIT there is never room, so that its drawing is the one above.  A NACK takes all transactions behind the refused one
+with it, for they follow upon a state that will not be: those in flight get no answer, the open one is cancelled, and
+the next BEGIN has the id of the refused one.  That BEGIN tells the receiver where the dropped ones end.
+
 A NACK answers a COMMIT or an ATOMIC and nothing else.  Rejected: refusing a transaction while it is still being
 sent.  A CANCEL and the next BEGIN of the same id could cross that NACK, and the sender would take it for the wrong
 one of the two.
@@ -90,6 +104,7 @@ _SENDER_INSIDE: Mapping[Command | Call, tuple[State, Action]] = {
     Call.CONTINUE: (State.CONTINUE, Action.CONTINUE),
     Call.COMMIT: (State.COMMIT, Action.COMMIT),
     Call.CANCEL: (State.CANCEL, Action.CANCEL),
+    Command.NACK: (State.CANCEL, Action.DROP),
 }
 
 SENDER: Table = {
@@ -103,12 +118,21 @@ SENDER: Table = {
         # A receiver that will not open the session says why in a second HELLO.
         Command.HELLO: (State.HELLO, Action.READ_HELLO),
     },
-    State.ACK: _SENDER_BETWEEN,
-    State.CANCEL: _SENDER_BETWEEN,
+    State.ACK: {
+        **_SENDER_BETWEEN,
+        Command.ACK: (State.ACK, Action.RETIRE),
+        Command.NACK: (State.NACK, Action.DROP),
+    },
+    State.CANCEL: {
+        **_SENDER_BETWEEN,
+        Command.ACK: (State.CANCEL, Action.RETIRE),
+        Command.NACK: (State.NACK, Action.DROP),
+    },
     State.NACK: _SENDER_BETWEEN,
-    State.BEGIN: _SENDER_INSIDE,
-    State.CONTINUE: _SENDER_INSIDE,
+    State.BEGIN: {**_SENDER_INSIDE, Command.ACK: (State.BEGIN, Action.RETIRE)},
+    State.CONTINUE: {**_SENDER_INSIDE, Command.ACK: (State.CONTINUE, Action.RETIRE)},
     State.COMMIT: {
+        **_SENDER_BETWEEN,
         Command.ACK: (State.ACK, Action.RETIRE),
         Command.NACK: (State.NACK, Action.DROP),
     },

@@ -43,9 +43,11 @@ def head(cmd: int, id: int = 0, seq: int = 0, payload_len: int = 0, byte_order: 
     return struct.pack(("<" if byte_order == "little" else ">") + "HHII", cmd, id, seq, payload_len)
 
 
-def hello(features: frozenset[str] = NO_DIGEST, state: str = "standby", pair: str = PAIR) -> Hello:
+def hello(features: frozenset[str] = NO_DIGEST, state: str = "standby", pair: str = PAIR, window: int = 1) -> Hello:
     """A HELLO that this pair can work with."""
-    return Hello(pair=pair, node="elsewhere", features=features, max_payload=MAX_PAYLOAD_LEN, state=state)
+    return Hello(
+        pair=pair, node="elsewhere", features=features, max_payload=MAX_PAYLOAD_LEN, window=window, state=state
+    )
 
 
 def hello_frame(features: frozenset[str] = NO_DIGEST, state: str = "standby", pair: str = PAIR) -> bytes:
@@ -62,12 +64,16 @@ def new_receiver(limits: Limits = LIMITS, trace: WireTrace = NO_TRACE, kemari: b
 
 
 def open_sender(
-    features: frozenset[str] = NO_DIGEST, limits: Limits = LIMITS, next_id: int = FIRST_ID
+    features: frozenset[str] = NO_DIGEST,
+    limits: Limits = LIMITS,
+    next_id: int = FIRST_ID,
+    window: int = 1,
+    trace: WireTrace = NO_TRACE,
 ) -> SenderMachine:
     """A sender whose session with an ftd is open."""
-    machine = new_sender(limits)
-    fed(machine, hello_frame(features))
-    machine.greet(hello(state="primary", features=FEATURES))
+    machine = new_sender(limits, trace)
+    fed(machine, frame(Command.HELLO, payload=hello(features, window=window).encode()))
+    machine.greet(hello(state="primary", features=FEATURES, window=window))
     fed(machine, frame(Command.ACK, next_id))
     return machine
 
@@ -115,6 +121,29 @@ def sender_in(state: State, trace: WireTrace = NO_TRACE) -> SenderMachine:
     }
     _walk(state, steps, asides)
     assert machine.state is state, f"the way to {state} leads to {machine.state}"
+    return machine
+
+
+def sender_in_window(state: State, trace: WireTrace = NO_TRACE) -> SenderMachine:
+    """
+    A sender in ``state`` whose window of four has a transaction of no bytes in flight before whatever it is doing now;
+    it began that with `FIRST_ID`.
+    """
+    machine = open_sender(next_id=FIRST_ID - 1 if state is State.ACK else FIRST_ID, window=4, trace=trace)
+    machine.heartbeat()
+    if state is State.ACK:
+        machine.heartbeat()
+        fed(machine, frame(Command.ACK, FIRST_ID - 1))
+    else:
+        machine.begin()
+    if state in (State.CONTINUE, State.COMMIT, State.CANCEL):
+        machine.continue_(b"abc")
+    if state is State.COMMIT:
+        machine.commit()
+    if state is State.CANCEL:
+        machine.cancel()
+    assert machine.state is state, f"the way to {state} leads to {machine.state}"
+    assert machine.in_flight[0].id == FIRST_ID
     return machine
 
 

@@ -8,6 +8,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ftd.test.wire.reaching import (
     FIRST_ID,
+    LIMITS,
+    PAIR,
     UNKNOWN,
     RecordingTrace,
     fed,
@@ -19,11 +21,13 @@ from ftd.test.wire.reaching import (
     new_sender,
     open_sender,
     sender_in,
+    sender_in_window,
 )
-from ftd.wire.constants import FEATURES, Command
+from ftd.wire.constants import FEATURES, MAX_SEQ, Command
 from ftd.wire.errors import CallRefused, ErrorCode, WireError
 from ftd.wire.events import Acknowledged, HelloReceived, InFlight, Opened, Refused
 from ftd.wire.sender import SenderMachine
+from ftd.wire.session import NO_TRACE, Limits
 from ftd.wire.states import SENDER, Call, State
 
 #: Written down without a look at the table: what is not here is an error.
@@ -41,6 +45,21 @@ EXPECTED = listing("""
     COMMIT              ACK       ACK
     COMMIT              NACK      NACK
 """)
+
+#: The same for what else there is with a transaction in flight and room in the window.
+IN_WINDOW = listing("""
+    COMMIT                 begin  BEGIN
+    COMMIT                 atomic COMMIT
+    ACK                    ACK    ACK
+    CANCEL                 ACK    CANCEL
+    BEGIN                  ACK    BEGIN
+    CONTINUE               ACK    CONTINUE
+    ACK CANCEL             NACK   NACK
+    BEGIN CONTINUE         NACK   CANCEL
+""")
+
+#: The states that a sender can be in with a transaction in flight.
+WAITING = (State.ACK, State.CANCEL, State.BEGIN, State.CONTINUE, State.COMMIT)
 
 #: What the sender offers for each call that concerns it.
 CALLS: dict[Call, Callable[[SenderMachine], object]] = {
@@ -97,7 +116,7 @@ class TableTests(SynchronousTestCase):
             for state, row in SENDER.items()
             for key, (following, _action) in row.items()
         }
-        self.assertEqual(table, EXPECTED)
+        self.assertEqual(table, EXPECTED | IN_WINDOW)
         self.assertEqual(set(SENDER), set(State))
 
     def test_every_command_in_every_state(self) -> None:
@@ -182,6 +201,216 @@ class TableTests(SynchronousTestCase):
     def test_is_inside(self) -> None:
         inside = {state for state in State if sender_in(state).is_inside}
         self.assertEqual(inside, {State.BEGIN, State.CONTINUE})
+
+
+class WindowTests(SynchronousTestCase):
+    """More than one transaction in flight."""
+
+    def test_every_command_in_every_state(self) -> None:
+        for state in WAITING:
+            for cmd in (*Command, *UNKNOWN):
+                name = Command(cmd).name if cmd in set(Command) else hex(cmd)
+                where = f"{name} in {state.name}"
+                machine = sender_in_window(state)
+                following = {**EXPECTED, **IN_WINDOW}.get((state, name))
+                if following is not None:
+                    self.assertEqual(len(fed(machine, command_frame(machine, cmd))), 1, where)
+                    self.assertIs(machine.state, following, where)
+                else:
+                    error = self.assertRaises(WireError, fed, machine, command_frame(machine, cmd))
+                    self.assertIs(error.code, ErrorCode.STATE_INVALID, where)
+
+    def test_every_call_in_every_state(self) -> None:
+        for state in WAITING:
+            for call, ask in CALLS.items():
+                where = f"{call.value} in {state.name}"
+                trace = RecordingTrace()
+                machine = sender_in_window(state, trace)
+                following = {**EXPECTED, **IN_WINDOW}.get((state, call.value))
+                if following is not None:
+                    self.assertTrue(ask(machine), where)
+                    self.assertIs(machine.state, following, where)
+                    continue
+                before = snapshot(machine)
+                trace.lines.clear()
+                self.assertRaises(CallRefused, ask, machine)
+                self.assertEqual(snapshot(machine), before, where)
+                self.assertEqual(trace.lines, [], where)
+
+    def test_as_many_as_the_window_says(self) -> None:
+        machine = open_sender(window=3)
+        for _ in range(3):
+            machine.heartbeat()
+        before = snapshot(machine)
+        for ask in (SenderMachine.begin, SenderMachine.atomic, SenderMachine.heartbeat):
+            error = self.assertRaises(CallRefused, ask, machine)
+            self.assertIn("3 transactions await their ACK", str(error))
+        self.assertEqual(snapshot(machine), before)
+        fed(machine, frame(Command.ACK, FIRST_ID))
+        self.assertEqual(machine.begin(), frame(Command.BEGIN, FIRST_ID + 3))
+
+    def test_the_smaller_window_counts(self) -> None:
+        for ours, theirs in ((2, 5), (5, 2)):
+            machine = new_sender()
+            fed(machine, frame(Command.HELLO, payload=hello(window=theirs).encode()))
+            self.assertEqual(machine.window, 1)
+            machine.greet(hello(window=ours))
+            self.assertEqual(machine.window, 2)
+
+    def test_a_window_that_was_not_agreed(self) -> None:
+        kemari = new_sender()
+        fed(kemari, frame(Command.ACK, FIRST_ID))
+        for machine in (kemari, open_sender(FEATURES - {"window"}, window=4)):
+            machine.heartbeat()
+            self.assertRaises(CallRefused, machine.begin)
+
+    def test_an_answer_does_not_disturb_the_open_transaction(self) -> None:
+        """Neither its id, nor its counters, nor its digest."""
+        quiet, disturbed = (open_sender(FEATURES, window=2) for _ in range(2))
+        for machine in (quiet, disturbed):
+            machine.heartbeat()
+            machine.begin()
+            machine.continue_(b"one")
+        (acknowledged,) = fed(disturbed, frame(Command.ACK, FIRST_ID))
+        self.assertEqual(acknowledged, Acknowledged(InFlight(FIRST_ID, 0, 0, is_heartbeat=True)))
+        for machine in (quiet, disturbed):
+            machine.continue_(b"two")
+        self.assertEqual(disturbed.commit(), quiet.commit())
+        self.assertEqual([transaction.id for transaction in disturbed.in_flight], [FIRST_ID + 1])
+
+    def test_acks_come_in_order(self) -> None:
+        machine = open_sender(window=3)
+        for _ in range(3):
+            machine.heartbeat()
+        fed(machine, frame(Command.ACK, FIRST_ID))
+        error = self.assertRaises(WireError, fed, machine, frame(Command.ACK, FIRST_ID + 2))
+        self.assertEqual(error.detail, f"ACK of id 9 seq 0, expected for id {FIRST_ID + 1} seq 0")
+
+    def test_a_nack_drops_all_that_is_behind_it(self) -> None:
+        machine = open_sender(window=4)
+        for _ in range(3):
+            machine.begin()
+            machine.continue_(b"abc")
+            machine.commit()
+        fed(machine, frame(Command.ACK, FIRST_ID, 1))
+        machine.begin()
+        machine.continue_(b"a")
+        machine.continue_(b"b")
+        (refused,) = fed(machine, frame(Command.NACK, FIRST_ID + 1, ErrorCode.FLUSH))
+        first, second = (InFlight(FIRST_ID + at, 1, 3, is_heartbeat=False) for at in (1, 2))
+        cancel = frame(Command.CANCEL, FIRST_ID + 3, 2)
+        self.assertEqual(refused, Refused(first, ErrorCode.FLUSH, (second,), cancel))
+        self.assertEqual((machine.seq, machine.size), (2, 2), "of the one that was open")
+        self.assertFalse(machine.in_flight)
+        self.assertRaises(CallRefused, machine.continue_, b"c")
+        self.assertEqual(machine.begin(), frame(Command.BEGIN, FIRST_ID + 1))
+
+    def test_a_nack_with_none_open(self) -> None:
+        machine = sender_in_window(State.COMMIT)
+        (refused,) = fed(machine, frame(Command.NACK, FIRST_ID, ErrorCode.FLUSH))
+        assert isinstance(refused, Refused)
+        self.assertEqual((len(refused.behind), refused.cancel), (1, b""))
+
+    def test_a_nack_over_the_end_of_the_ids(self) -> None:
+        machine = open_sender(next_id=65535, window=4)
+        machine.heartbeat()
+        machine.heartbeat()
+        (refused,) = fed(machine, frame(Command.NACK, 65535, ErrorCode.FLUSH))
+        assert isinstance(refused, Refused)
+        self.assertEqual([transaction.id for transaction in refused.behind], [0])
+        self.assertEqual(machine.begin(), frame(Command.BEGIN, 65535))
+
+    def test_cancel_of_the_open_one_leaves_the_others_alone(self) -> None:
+        machine = sender_in_window(State.CONTINUE)
+        self.assertEqual(machine.cancel(), frame(Command.CANCEL, FIRST_ID + 1, 1))
+        self.assertEqual([transaction.id for transaction in machine.in_flight], [FIRST_ID])
+        self.assertEqual(machine.begin(), frame(Command.BEGIN, FIRST_ID + 1))
+        self.assertEqual(len(fed(machine, frame(Command.ACK, FIRST_ID))), 1)
+
+    def test_the_end_of_the_stream_names_the_oldest(self) -> None:
+        for state in WAITING:
+            machine = sender_in_window(state)
+            error = machine.end_of_stream()
+            assert error is not None
+            self.assertEqual(error.detail, f"the peer closed the link before the ACK of transaction {FIRST_ID}")
+
+
+class RunTests(SynchronousTestCase):
+    """Many frames by one call."""
+
+    def test_it_is_the_frames_one_by_one(self) -> None:
+        data = bytes(range(256)) * 300
+        for frame_size in (1, 100, 1024, 4096, 5000, 32768, len(data), len(data) + 1):
+            size = min(len(data), frame_size * 700)
+            view = memoryview(data)[:size]
+            traces = RecordingTrace(), RecordingTrace()
+            at_once, one_by_one = (open_sender(FEATURES, trace=trace) for trace in traces)
+            expected = b""
+            for machine in (at_once, one_by_one):
+                machine.begin()
+                machine.continue_(b"before")
+            for at in range(0, size, frame_size):
+                expected += one_by_one.continue_(view[at : at + frame_size]) + view[at : at + frame_size]
+            self.assertEqual(b"".join(at_once.continue_run(view, frame_size)), expected, frame_size)
+            self.assertEqual(snapshot(at_once), snapshot(one_by_one))
+            self.assertEqual(traces[0].lines, traces[1].lines)
+            self.assertEqual(at_once.commit(), one_by_one.commit())
+
+    def test_without_the_trace_it_says_the_same(self) -> None:
+        data = memoryview(bytes(range(256)) * 300)
+        for frame_size in (1000, 5000, 70000):
+            traced, quiet = (open_sender(FEATURES, trace=trace) for trace in (RecordingTrace(), NO_TRACE))
+            for machine in (traced, quiet):
+                machine.begin()
+            self.assertEqual(
+                b"".join(quiet.continue_run(data, frame_size)), b"".join(traced.continue_run(data, frame_size))
+            )
+            self.assertEqual(quiet.commit(), traced.commit())
+
+    def test_nothing_is_no_frame(self) -> None:
+        machine = sender_in(State.BEGIN)
+        self.assertEqual(machine.continue_run(memoryview(b""), 10), [])
+        self.assertEqual(snapshot(machine)[0], State.BEGIN)
+
+    def test_only_inside(self) -> None:
+        for state in set(State) - {State.BEGIN, State.CONTINUE}:
+            machine = sender_in(state)
+            self.assertRaises(CallRefused, machine.continue_run, memoryview(b"state"), 2)
+
+    def test_over_a_limit(self) -> None:
+        """Nothing of the run is added."""
+        limits = Limits(max_payload=100, max_transaction=1000)
+        machine = open_sender(limits=limits)
+        machine.begin()
+        machine.continue_(bytes(100))
+        before = snapshot(machine)
+        for size, frame_size in ((901, 100), (101, 101), (500, 101)):
+            self.assertRaises(CallRefused, machine.continue_run, memoryview(bytes(size)), frame_size)
+            self.assertEqual(snapshot(machine), before)
+        self.assertEqual(len(b"".join(machine.continue_run(memoryview(bytes(900)), 100))), 9 * 112)
+        self.assertEqual(len(b"".join(open_in(limits).continue_run(memoryview(bytes(7)), 101))), 19)
+
+    def test_at_the_last_seq(self) -> None:
+        machine = sender_in(State.BEGIN)
+        machine.seq = MAX_SEQ - 2
+        self.assertRaises(CallRefused, machine.continue_run, memoryview(b"abc"), 1)
+        machine.continue_run(memoryview(b"abcd"), 2)
+        self.assertEqual(machine.seq, MAX_SEQ)
+        self.assertRaises(CallRefused, machine.continue_run, memoryview(b"a"), 2)
+
+    def test_big_endian(self) -> None:
+        machine = SenderMachine(LIMITS, pair=PAIR, byte_order="big")
+        fed(machine, frame(Command.ACK, byte_order="big"))
+        machine.begin()
+        expected = b"".join(frame(2, 0, seq, b"ab", "big") for seq in range(100))
+        self.assertEqual(b"".join(machine.continue_run(memoryview(b"ab" * 100), 2)), expected)
+
+
+def open_in(limits: Limits) -> SenderMachine:
+    """A sender inside a transaction."""
+    machine = open_sender(limits=limits)
+    machine.begin()
+    return machine
 
 
 class AfterAnErrorTests(SynchronousTestCase):
