@@ -5,23 +5,30 @@ sections 13 and 14).
 The entity tag is the digest, so it is the same for a number and for ``latest``, and a download that broke off can go on
 with ``If-Range`` whichever of the two it began with.
 
-twisted.web's own file producers are pull producers: those are driven by the global reactor, and wait for ever for the
-rest of a file that is shorter than was said.  Hence the small push producer here.
+A large one goes from where it lies to a plain socket without a copy, by :mod:`ftd.http.sending`.  For all others there
+is a producer of blocks: twisted.web's own for files are pull producers, which are driven by the global reactor, and
+wait for ever for the rest of a file that is shorter than was said.
 """
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator
 from typing import BinaryIO
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
+from twisted.internet.tcp import Connection
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from werkzeug.exceptions import RequestedRangeNotSatisfiable
 from werkzeug.http import http_date, is_resource_modified, parse_if_range_header, parse_range_header
 from zope.interface import implementer
 
 from ftd.errors import Unknown
+from ftd.http.reading import is_plain
 from ftd.http.routes import BYTES
+from ftd.http.sending import FileSource, SocketSender, Source, SourceError, ViewsSource
 from ftd.http.uploads import ApiRequest
 from ftd.interfaces import ICheckpointStore
 from ftd.status import Checkpoint
@@ -30,6 +37,9 @@ _log = Logger()
 
 #: Bytes that are read and written at a time.
 BLOCK = 128 * 1024
+
+#: Bytes of an answer that is worth a system call of its own.
+LARGE_ANSWER = 256 * 1024
 
 
 async def send_checkpoint(request: ApiRequest, pair: str, store: ICheckpointStore, checkpoint: Checkpoint) -> bytes:
@@ -71,6 +81,9 @@ async def send_checkpoint(request: ApiRequest, pair: str, store: ICheckpointStor
         file = store.open(checkpoint.number)
     except KeyError as error:
         raise Unknown(f"Checkpoint {checkpoint.number} is no longer held.") from error
+    transport = request.channel.transport
+    if end - first >= LARGE_ANSWER and is_plain(transport):
+        return await DirectDownload(request, transport, file, first, end).done
     return await Download(request, file, first, end).done
 
 
@@ -172,3 +185,65 @@ class Download:
             self._file.close()
             self._request.unregisterProducer()
             self.done.callback(b"")
+
+
+class DirectDownload:
+    """
+    Some of a file on its way to a client on a plain socket.  The file is closed at the end, however that comes.
+
+    :ivar done: see `Download`.
+    """
+
+    def __init__(self, request: ApiRequest, transport: Connection, file: BinaryIO, first: int, end: int) -> None:
+        self.done: Deferred[bytes] = Deferred(lambda _: self._stop())
+        self._request = request
+        self._file = file
+        self._size = end - first
+        # The headers, which go out before it.
+        request.write(b"")
+        self._sender = SocketSender(transport, source_of(file, first, end))
+        self._sender.done.addCallbacks(self._sent, self._failed)
+
+    def _stop(self) -> None:
+        self._sender.stop()
+        self._file.close()
+
+    def _sent(self, _: None) -> None:
+        self._file.close()
+        self._request.sentLength += self._size
+        self.done.callback(b"")
+
+    def _failed(self, failure: Failure) -> None:
+        # As in `Download`: the headers are out.
+        _log.failure("while sending {uri}", failure, uri=self._request.uri)
+        self._file.close()
+        self._request.abort()
+
+
+def source_of(file: BinaryIO, first: int, end: int) -> Source:
+    """
+    The bytes of ``file`` from ``first`` up to ``end``, without a copy where it has a descriptor or views, and otherwise
+    in blocks that are read as they are needed.
+    """
+    views = getattr(file, "views", None)
+    if views is not None:
+        return ViewsSource(iter(views(first, end)), end - first)
+    try:
+        descriptor = file.fileno()
+    except io.UnsupportedOperation:
+        return ViewsSource(_blocks_of(file, first, end), end - first)
+    return FileSource(descriptor, first, end - first)
+
+
+def _blocks_of(file: BinaryIO, first: int, end: int) -> Iterator[memoryview]:
+    """:raises SourceError: if the file cannot be read."""
+    file.seek(first)
+    while first < end:
+        try:
+            block = file.read(min(BLOCK, end - first))
+        except OSError as error:
+            raise SourceError from error
+        if not block:
+            return
+        first += len(block)
+        yield memoryview(block)

@@ -23,6 +23,7 @@ from twisted.python.failure import Failure
 from twisted.web import http, server
 from twisted.web.resource import IResource
 
+from ftd.http.reading import ReadBlocks
 from ftd.http.uploads import ApiRequest
 
 _log = Logger()
@@ -107,12 +108,17 @@ class Channel(http.HTTPChannel):
             self._linger = Linger(self.callLater, self.loseConnection)
             self._networkProducer.resumeProducing()
 
-    def rawDataReceived(self, data: bytes) -> None:
+    def rawDataReceived(self, data: bytes | memoryview) -> None:
         """Some of a body, or of a request that comes after the one that is being answered."""
         if self._linger is None:
-            super().rawDataReceived(data)
+            super().rawDataReceived(data)  # type: ignore[arg-type]  # a decoder slices it, no more
         else:
             self._linger.heard()
+
+    def body_received(self, data: memoryview) -> None:
+        """Some of a large body, and nothing of what comes after it."""
+        self.resetTimeout()
+        self.rawDataReceived(data)
 
     def allContentReceived(self) -> None:
         """The end of a body; from here on there is neither a pause nor an idle timer."""
@@ -147,6 +153,7 @@ class Site(server.Site):
     :param takes_upload: whether a method and an undecoded path belong to a route that streams its body.
     :param body_limit: bytes of a body that is held in memory.
     :param idle_time: seconds after which a client that says nothing is cut off.
+    :ivar read_blocks: where large bodies are read into.
     """
 
     requestFactory = ApiRequest
@@ -164,6 +171,7 @@ class Site(server.Site):
         self.takes_upload = takes_upload
         self.body_limit = body_limit
         self.idle_time = idle_time
+        self.read_blocks = ReadBlocks()
 
     def startFactory(self) -> None:
         """No access log in a file of its own, nor the timer that stamps its lines: `log` uses ftd's log."""

@@ -5,7 +5,8 @@ twisted.web writes every body to memory or a temporary file and runs the route w
 :class:`ApiRequest` decides when the headers are there:
 
 - The route takes an upload: it runs now, and hands each chunk to an :class:`ftd.interfaces.IUpload` as it is read.  The
-  pair pauses the connection through a :class:`RequestBody`.
+  pair pauses the connection through a :class:`RequestBody`.  Where the connection is a plain socket, a large body is
+  read by a :class:`ftd.http.reading.BodyReader`.
 - The body is announced to be over the limit: the route runs now, and is refused.
 - Otherwise the body is held, and the route runs at its end, or as soon as it turns out to be over the limit.
 
@@ -22,6 +23,7 @@ from urllib.parse import unquote_to_bytes
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
+from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import server
@@ -30,6 +32,7 @@ from zope.interface import implementer
 
 from ftd.errors import FtdError
 from ftd.http.problems import BadArgument, problem_of
+from ftd.http.reading import LARGE_BODY, BodyReader, LargeReads, is_plain
 from ftd.interfaces import IUpload
 
 if TYPE_CHECKING:
@@ -105,9 +108,14 @@ class ApiRequest(server.Request):
         self.is_over_limit = False
         self._is_running = False
         self._held = BytesIO()
-        self._take: Callable[[bytes], object] = self._hold
+        self._take: Callable[[bytes | memoryview], object] = self._hold
         self._body: RequestBody | None = None
         self._upload: IUpload | None = None
+        self._reader: BodyReader | LargeReads | None = None
+        # Bytes of the body: how many there will be, as far as is known, have been read, and were put in the upload.
+        self._length: int | None = None
+        self._received = 0
+        self._written = 0
 
     def feed(self, open_upload: Callable[[IPushProducer], IUpload]) -> Deferred[Any]:
         """
@@ -116,9 +124,15 @@ class ApiRequest(server.Request):
         :return: the upload's result.
         """
         self._body = RequestBody(self.channel, self._drop_rest)
-        self._upload = open_upload(self._body)
-        self._take = self._upload.write
-        return shielded(self._upload.done)
+        self._upload = upload = open_upload(self._body)
+
+        def take(data: bytes | memoryview) -> None:
+            upload.write(data)
+            self._written += len(data)
+
+        self._take = take
+        self._reader = self._reader_for(upload)
+        return shielded(upload.done)
 
     def held_body(self) -> bytes:
         """The whole body of a route that takes no upload."""
@@ -133,6 +147,7 @@ class ApiRequest(server.Request):
         """The headers are there; ``length`` is ``None`` for a chunked body."""
         channel = self.channel
         self._set_request_line(*channel.request_line())
+        self._length = length
         if length == 0:
             return
         if channel.site.takes_upload(self.method, self.path):
@@ -140,8 +155,9 @@ class ApiRequest(server.Request):
         elif length is not None and length > channel.site.body_limit:
             self._refuse_body()
 
-    def handleContentChunk(self, data: bytes) -> None:
+    def handleContentChunk(self, data: bytes | memoryview) -> None:
         """Some of the body."""
+        self._received += len(data)
         self._take(data)
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:  # noqa: ARG002 (Twisted's signature)
@@ -160,6 +176,7 @@ class ApiRequest(server.Request):
     def finish(self) -> None:
         """The answer is complete."""
         self.cut("the request was answered before its body was complete")
+        self._end_reading()
         super().finish()
 
     def connectionLost(self, reason: Failure) -> None:
@@ -167,6 +184,7 @@ class ApiRequest(server.Request):
         # The route first: it must not answer what the cut makes of the upload.
         super().connectionLost(reason)
         self.cut("the client closed the connection before the end of the body")
+        self._end_reading()
 
     def set_headers(self, headers: Mapping[str, str]) -> None:
         """Headers of the answer."""
@@ -207,7 +225,7 @@ class ApiRequest(server.Request):
         self._is_running = True
         self.process()
 
-    def _hold(self, data: bytes) -> None:
+    def _hold(self, data: bytes | memoryview) -> None:
         if self._held.tell() + len(data) > self.channel.site.body_limit:
             self._refuse_body()
         else:
@@ -217,18 +235,44 @@ class ApiRequest(server.Request):
         self.is_over_limit = True
         self._run()
 
+    def _reader_for(self, upload: IUpload) -> BodyReader | LargeReads | None:
+        """What reads the body as fast as its connection allows."""
+        transport, length = self.channel.transport, self._length
+        if length is not None and length < LARGE_BODY:
+            return None
+        if is_plain(transport) and length is not None:
+            return BodyReader(
+                transport,
+                self.channel.site.read_blocks,
+                upload,
+                self.channel.body_received,
+                lambda: length - self._received,
+                lambda: self._written,
+            )
+        below = transport if is_plain(transport) else getattr(transport, "transport", None)
+        return LargeReads(below) if isinstance(below, Connection) else None
+
+    def _end_reading(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.give_back()
+
     def _drop_rest(self) -> None:
         self._take = _nowhere
+        if self._reader is not None:
+            self._reader.stop()
 
     def _end_upload(self, end: Callable[[IUpload], None]) -> None:
         """``finish`` or ``cut``, whichever comes first, exactly once."""
         upload, self._upload = self._upload, None
         body, self._body = self._body, None
+        if self._reader is not None:
+            self._reader.stop()
         if body is not None:
             body.ended()
         if upload is not None:
             end(upload)
 
 
-def _nowhere(data: bytes) -> None:
+def _nowhere(data: bytes | memoryview) -> None:
     """Where the bytes go that nobody wants."""

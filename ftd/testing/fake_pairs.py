@@ -97,6 +97,7 @@ class FakeUpload:
     :ivar chunks: what was written.
     :ivar ending: ``finished``, or the reason for which it was cut; empty while it goes on.
     :ivar on_write: called after every write, for what a pair might do then.
+    :ivar unsent: what `IUpload.unsent` says.
     """
 
     done: Deferred[Any]
@@ -106,6 +107,7 @@ class FakeUpload:
         self.body = body
         self.chunks: list[bytes] = []
         self.ending = ""
+        self.unsent = 0
         self.on_write: Callable[[], object] = lambda: None
         self._finished = finished
         self._cut = cut
@@ -115,10 +117,10 @@ class FakeUpload:
         """All that was written."""
         return b"".join(self.chunks)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """See `IUpload`."""
         self._check_open()
-        self.chunks.append(data)
+        self.chunks.append(bytes(data))
         self.on_write()
 
     def finish(self) -> None:
