@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import attrs
 
+from ftd.transport.tls_identity import TlsIdentity
+
 
 @attrs.frozen(kw_only=True)
 class LinkOptions:
@@ -12,6 +14,7 @@ class LinkOptions:
 
     :ivar latency_spin: seconds to look for an answer before going to sleep; 0 for never, ``None`` to find out.
     :ivar user_timeout: seconds, TCP_USER_TIMEOUT.
+    :ivar tls: who this end is, for a link that is TLS.
     """
 
     latency_spin: float | None = None
@@ -19,6 +22,7 @@ class LinkOptions:
     socket_buffer: int = 0
     no_delay: bool = True
     user_timeout: float = 0.0
+    tls: TlsIdentity | None = None
 
 
 #: As a link is where nobody said otherwise.
