@@ -20,6 +20,7 @@ from ftd.primary_vm import VmPrimaryPair
 from ftd.secondary import SecondaryPair
 from ftd.secondary_vm import VmSecondaryPair
 from ftd.sinks import DirectorySink, MemorySink
+from ftd.sinks.blocks import Arena
 from ftd.vm.carrier import Carrier
 from ftd.vm.gates import Gates
 from ftd.vm.netgate import NetGate
@@ -61,11 +62,20 @@ def _build(config: PairConfig, around: Surroundings, directory: Path, reactor: A
 
 
 def _build_sink(config: PairConfig, directory: Path, reactor: Any) -> IStoringSink:
+    arena = _arena(reactor)
     if config.sink is Sink.MEMORY:
-        return MemorySink(config.keep, config.memory_limit)
-    sink = DirectorySink(directory, config.keep, partial(deferToThreadPool, reactor, reactor.getThreadPool()))
+        return MemorySink(config.keep, config.memory_limit, arena=arena)
+    in_thread = partial(deferToThreadPool, reactor, reactor.getThreadPool())
+    sink = DirectorySink(directory, config.keep, in_thread, arena=arena)
     sink.recover()
     return sink
+
+
+@lru_cache(maxsize=1)
+def _arena(reactor: Any) -> Arena:
+    """The memory that all pairs of the daemon take turns in using."""
+    del reactor
+    return Arena()
 
 
 def _build_vm_primary(config: PairConfig, around: Surroundings, directory: Path, reactor: Any) -> PrimaryPair:

@@ -26,7 +26,7 @@ _NAME = re.compile(r"(\d{10,})\.(\d{5})\.([0-9a-fA-F-]*)\.([0-9a-f]{16})\.checkp
 _PARTIAL = "incoming.partial"
 
 #: What the kernel may hold back before it is told to write, so that the fsync at the end is a short one.
-_SYNC_EVERY = 64 * 1024 * 1024
+_WRITE_BACK_EVERY = 4 * 1024 * 1024
 
 #: The kernel takes this many buffers in one call at most (IOV_MAX).
 _MOST_VIEWS = 1024
@@ -43,10 +43,22 @@ def recover(directory: Path) -> list[Checkpoint]:
 
     :raises OSError: if it cannot be used.
     """
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _make(directory)
     (directory / _PARTIAL).unlink(missing_ok=True)
     found = [checkpoint for entry in os.scandir(directory) if (checkpoint := _read_entry(entry)) is not None]
     return sorted(found, key=lambda checkpoint: checkpoint.number)
+
+
+def _make(directory: Path) -> None:
+    """A directory that is there after a power loss too, as a checkpoint in it is said to be."""
+    missing = []
+    path = directory.absolute()
+    while not path.exists():
+        missing.append(path)
+        path = path.parent
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for path in reversed(missing):
+        sync_directory(path.parent)
 
 
 def _read_entry(entry: os.DirEntry[str]) -> Checkpoint | None:
@@ -70,23 +82,28 @@ class PartialFile:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._path = directory / _PARTIAL
-        self._unsynced = 0
+        self._size = 0
+        self._held_back = 0
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         self._descriptor: int | None = os.open(self._path, flags, 0o600)
 
     def write(self, views: list[memoryview]) -> None:
-        """Append them all."""
+        """Append them all; ``views`` is emptied."""
         assert self._descriptor is not None
         while views:
             written = os.writev(self._descriptor, views[:_MOST_VIEWS])
-            self._unsynced += written
+            self._size += written
+            self._held_back += written
             while views and written >= len(views[0]):
                 written -= len(views.pop(0))
             if written:
                 views[0] = views[0][written:]
-        if self._unsynced >= _SYNC_EVERY:
-            os.fdatasync(self._descriptor)
-            self._unsynced = 0
+        if self._held_back >= _WRITE_BACK_EVERY:
+            # Starts to write what is dirty and does not wait for it: an fdatasync would, with nothing being written
+            # meanwhile.  What is dirty is not dropped.
+            start = self._size - self._held_back
+            os.posix_fadvise(self._descriptor, start, self._held_back, os.POSIX_FADV_DONTNEED)
+            self._held_back = 0
 
     def publish(self, checkpoint: Checkpoint) -> None:
         """Make it a checkpoint, durably: file, name, directory, in this order."""

@@ -1,9 +1,9 @@
 """
 Checkpoints in a directory: received as they arrive, durable before they count.
 
-The reactor copies what arrives into blocks; a thread writes full blocks while the next ones fill.  When
-`_MOST_WAITING` blocks wait for the disk, the receiver is paused.  All system calls happen in the thread, one batch
-after the other, so their order is the order of the calls here.
+What arrives is read, or copied, into blocks; a thread writes full blocks as they lie while the next ones fill.  When
+more than a bounded number of bytes wait for the disk, the receiver is paused.  All system calls happen in the thread,
+one batch after the other, so their order is the order of the calls here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeVar
+from typing import BinaryIO, Final, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.interfaces import IProducer, IPushProducer
@@ -20,16 +20,22 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ftd.interfaces import IStoringSink
+from ftd.interfaces import IInPlaceSink, IStoringSink
 from ftd.sinks import checkpoint_files
-from ftd.sinks.blocks import BLOCK_SIZE, BlockPool, BlockRun
+from ftd.sinks.blocks import BLOCK_SIZE, Arena, BlockRun, Share
 from ftd.sinks.sink import SinkError, cannot_store
 from ftd.status import Checkpoint
 
 _T = TypeVar("_T")
 
-#: Full blocks that wait for the disk before the receiver is paused.
-_MOST_WAITING = 8
+#: Bytes that may wait for the disk before the receiver is paused.
+BUFFER: Final = 16 * 1024 * 1024
+
+#: So much at a time goes to the thread.
+_BATCH: Final = BLOCK_SIZE
+
+#: What a run may take: it is the pauses that bound it.
+_NO_LIMIT: Final = 1 << 62
 
 
 class RunInThread(Protocol):
@@ -38,28 +44,40 @@ class RunInThread(Protocol):
     def __call__(self, act: Callable[[], _T], /) -> Deferred[_T]: ...
 
 
-@implementer(IStoringSink)
+@implementer(IStoringSink, IInPlaceSink)
 class DirectorySink:
     """
     :param keep: how many checkpoints are kept; older ones go after a newer one is durable.
+    :param buffer: bytes that may wait for the disk before the receiver is paused, which goes on at half of them.
+    :param arena: where the memory comes from; one of its own unless it is shared with other sinks.
     """
 
     log = Logger()
 
     def __init__(
-        self, directory: Path, keep: int, run_in_thread: RunInThread, now: Callable[[], float] = time.time
+        self,
+        directory: Path,
+        keep: int,
+        run_in_thread: RunInThread,
+        now: Callable[[], float] = time.time,
+        *,
+        buffer: int = BUFFER,
+        arena: Arena | None = None,
     ) -> None:
         self._directory = directory
         self._keep = keep
         self._run_in_thread = run_in_thread
         self._now = now
         self._one_at_a_time = DeferredLock()
-        self._pool = BlockPool(spare=_MOST_WAITING + 1)
+        self._buffer = buffer
+        self._arena = arena if arena is not None else Arena()
+        self._share = Share(self._arena)
         self._checkpoints: list[Checkpoint] = []
         self._producer: IPushProducer | None = None
         self._is_paused = False
-        # Of the open transaction: what has not been given to the thread yet, and what has been.
-        self._run = BlockRun(self._pool)
+        # Of the open transaction: what has not been given to the thread yet.
+        self._run = BlockRun(self._arena, BLOCK_SIZE)
+        # Bytes that have been, of whichever transaction, and are not written.
         self._waiting = 0
         # Files that could not be removed when they had to be; the thread's.
         self._leftovers: list[checkpoint_files.PartialFile] = []
@@ -89,19 +107,33 @@ class DirectorySink:
     def begin(self) -> None:
         """See `ISink`."""
         self._run.release()
+        self._run = BlockRun(self._arena, BLOCK_SIZE)
         self._incoming = _Incoming(self._directory, self._leftovers)
 
     def write(self, data: bytes | memoryview) -> None:
         """See `ISink`."""
         if self._incoming.failure is not None:
+            self._run.release()
             return
-        self._run.write(data)
-        if self._run.size >= BLOCK_SIZE:
-            self._write_out()
+        self._run.write(data, _NO_LIMIT)
+        self._write_out_full()
+
+    def room(self, size: int) -> Sequence[memoryview]:
+        """See `IInPlaceSink`."""
+        return self._run.room(size, _NO_LIMIT) if self._incoming.failure is None else ()
+
+    def filled(self, size: int) -> None:
+        """See `IInPlaceSink`."""
+        # The disk may have failed while the room was being filled.
+        if self._incoming.failure is not None:
+            self._run.release()
+            return
+        self._run.filled(size)
+        self._write_out_full()
 
     def commit(self, id: int, xxh3: str, generation: str) -> Deferred[Checkpoint]:
         """See `ISink`."""
-        self._write_out()
+        self._write_out_rest()
         incoming = self._incoming
         number = self._checkpoints[-1].number + 1 if self._checkpoints else 1
 
@@ -143,26 +175,47 @@ class DirectorySink:
         """Run ``act`` in a thread, after all that was given before it."""
         return self._one_at_a_time.run(lambda: self._run_in_thread(act))
 
-    def _write_out(self) -> None:
-        """Give the thread what there is."""
-        run, self._run = self._run, BlockRun(self._pool)
-        if not run.size:
+    def _write_out_full(self) -> None:
+        """Give the thread the blocks that are full, once there is a batch of them."""
+        if self._run.size >= _BATCH:
+            blocks = self._run.take_full()
+            self._write_out(blocks, list(blocks))
+
+    def _write_out_rest(self) -> None:
+        """Give the thread all that there is."""
+        run = self._run
+        run.settle()
+        self._expect_another(run)
+        views = list(run.views(0, run.size))
+        blocks, self._run = run.blocks, BlockRun(self._arena, BLOCK_SIZE)
+        self._write_out(blocks, views)
+
+    def _expect_another(self, run: BlockRun) -> None:
+        """The next transaction is likely to need as many blocks as this one, of which ``run`` is the rest."""
+        if run.before:
+            self._share.expect_blocks([BLOCK_SIZE] * (min(self._buffer, run.before) // BLOCK_SIZE + 1))
+        else:
+            self._share.expect(run)
+
+    def _write_out(self, blocks: list[memoryview], views: list[memoryview]) -> None:
+        if not blocks:
             return
-        self._waiting += len(run.blocks)
+        size = sum(map(len, blocks))
+        self._waiting += size
         incoming = self._incoming
 
         def written(result: object) -> None:
-            self._waiting -= len(run.blocks)
-            run.release()
+            self._waiting -= size
+            self._arena.give(blocks)
             self._regulate()
             if isinstance(result, Failure):
                 self._log_failure(result, "writing a checkpoint")
 
-        self._in_thread(lambda: incoming.write(run)).addBoth(written)
+        self._in_thread(lambda: incoming.write(views)).addBoth(written)
         self._regulate()
 
     def _regulate(self) -> None:
-        must_pause = self._waiting >= (_MOST_WAITING // 2 if self._is_paused else _MOST_WAITING)
+        must_pause = self._waiting >= (self._buffer // 2 if self._is_paused else self._buffer)
         if self._producer is not None and must_pause != self._is_paused:
             self._is_paused = must_pause
             if must_pause:
@@ -200,17 +253,15 @@ class _Incoming:
         self._file: checkpoint_files.PartialFile | None = None
         self._size = 0
 
-    def write(self, run: BlockRun) -> None:
-        """Append a run of blocks; after a failure nothing is written any more."""
+    def write(self, views: list[memoryview]) -> None:
+        """Append them all; after a failure nothing is written any more."""
         if self.failure is not None:
             return
-        views = [memoryview(block) for block in run.blocks]
-        views[-1] = views[-1][: run.size - (len(views) - 1) * BLOCK_SIZE]
+        self._size += sum(map(len, views))
         try:
             self._opened().write(views)
         except OSError as error:
             self._fail(error)
-        self._size += run.size
 
     def publish(self, number: int, id: int, xxh3: str, generation: str, now: float) -> Checkpoint:
         """Make it a checkpoint.  :raises SinkError: if that, or an earlier write, failed."""

@@ -12,12 +12,13 @@ import attrs
 from twisted.trial.unittest import SynchronousTestCase
 
 from ftd.sinks import DirectorySink
+from ftd.sinks.blocks import BLOCK_SIZE
 from ftd.sinks.directory import RunInThread
 from ftd.status import Checkpoint
 from ftd.testing.sink_suite import commit_state, content, digest, state
 from ftd.testing.threads import run_at_once
 
-_CALLS = ("open", "writev", "fdatasync", "utime", "fsync", "close", "rename", "unlink")
+_CALLS = ("open", "writev", "posix_fadvise", "utime", "fsync", "close", "rename", "unlink")
 
 
 class Crash(Exception):
@@ -44,6 +45,7 @@ class Disk:
     :ivar error: what it fails with: an error number, or `Crash`, after which every call fails.
     :ivar is_broken: the failure is not the only one: every call from there on has it.
     :ivar most_written: bytes that one write takes at most; 0 for all.
+    :ivar written_back: offset and size of what the kernel was told to begin to write.
     """
 
     def __init__(self, directory: Path, patch: Callable[[Any, str, Any], object]) -> None:
@@ -52,6 +54,7 @@ class Disk:
         self.error: int | type[Crash] = Crash
         self.is_broken = False
         self.most_written = 0
+        self.written_back: list[tuple[int, int]] = []
         self._directory = directory
         self._open: dict[int, str] = {}
         self._names: dict[str, _File] = {}
@@ -63,6 +66,7 @@ class Disk:
     def restart(self) -> None:
         """Begin to count anew, with nothing that fails."""
         self.log.clear()
+        self.written_back.clear()
         self.fail_at = None
         self.is_broken = False
 
@@ -131,18 +135,19 @@ class Disk:
                 buffers = [buffers[0][: self.most_written]]
         return int(self._kernel["writev"](descriptor, buffers))
 
-    def _on_fdatasync(self, descriptor: int) -> None:
-        self._sync("fdatasync", descriptor)
+    def _on_posix_fadvise(self, descriptor: int, offset: int, size: int, advice: int) -> None:
+        if descriptor in self._open:
+            self._called(f"write back {self._open[descriptor]}")
+            self.written_back.append((offset, size))
+            return
+        self._kernel["posix_fadvise"](descriptor, offset, size, advice)
 
     def _on_fsync(self, descriptor: int) -> None:
-        self._sync("fsync", descriptor)
-
-    def _sync(self, call: str, descriptor: int) -> None:
         """Nothing waits for the real disk: what this one has is what it is said to have."""
         label = self._open.get(descriptor)
         if label is None:
             return
-        self._called(f"{call} {label}")
+        self._called(f"fsync {label}")
         if label == "directory":
             self._synced_names = dict(self._names)
         else:
@@ -202,10 +207,14 @@ class DiskTestCase(SynchronousTestCase):
         self.directory = Path(self.mktemp())
 
     def recovered(
-        self, directory: Path | None = None, keep: int = 2, run_in_thread: RunInThread = run_at_once
+        self,
+        directory: Path | None = None,
+        keep: int = 2,
+        run_in_thread: RunInThread = run_at_once,
+        buffer: int = 8 * BLOCK_SIZE,
     ) -> DirectorySink:
         """A sink on the directory as it is now."""
-        sink = DirectorySink(directory or self.directory, keep, run_in_thread, lambda: self.now)
+        sink = DirectorySink(directory or self.directory, keep, run_in_thread, lambda: self.now, buffer=buffer)
         sink.recover()
         return sink
 

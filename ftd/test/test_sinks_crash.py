@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ftd.sinks import checkpoint_files
 from ftd.sinks.blocks import BLOCK_SIZE
 from ftd.status import Checkpoint
 from ftd.test.disk_case import Crash, Disk, DiskTestCase
@@ -21,6 +22,7 @@ class CrashTests(DiskTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.disk = Disk(self.directory, self.patch)
+        self.patch(checkpoint_files, "_WRITE_BACK_EVERY", BLOCK_SIZE)
         self.data = state(2 * BLOCK_SIZE + 17, seed=3)
 
     def crash(self, at: int | None) -> list[Checkpoint]:

@@ -13,7 +13,7 @@ import shutil
 
 from twisted.internet.defer import Deferred
 
-from ftd.sinks import DirectorySink
+from ftd.sinks import DirectorySink, checkpoint_files
 from ftd.sinks.blocks import BLOCK_SIZE
 from ftd.sinks.sink import SinkError
 from ftd.status import Checkpoint
@@ -32,6 +32,7 @@ class FailureCase(DiskTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.disk = Disk(self.directory, self.patch)
+        self.patch(checkpoint_files, "_WRITE_BACK_EVERY", BLOCK_SIZE)
         self.data = state(2 * BLOCK_SIZE + 17, seed=3)
 
     def begin(self, fail_at: int | None = None, error: int = errno.ENOSPC) -> DirectorySink:

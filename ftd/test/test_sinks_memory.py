@@ -1,13 +1,16 @@
-"""The memory sink: its limit, and what becomes of its blocks; and the blocks themselves."""
+"""The memory sink: its limit, what becomes of its blocks, and readers that look straight at them."""
 
 from __future__ import annotations
+
+from typing import cast
 
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from ftd.sinks import MemorySink
-from ftd.sinks.blocks import BLOCK_SIZE, BlockPool, BlockRun
+from ftd.sinks.blocks import BLOCK_SIZE, SMALLEST, Arena
+from ftd.sinks.memory import MemoryReader
 from ftd.sinks.sink import SinkError
 from ftd.status import Checkpoint
 from ftd.test.wire.profile import examples
@@ -67,23 +70,64 @@ class LimitTests(SynchronousTestCase):
             self.assertEqual(self.committed(1.3, seed=number).number, number)
 
     def test_many_small_ones_take_a_block_each(self) -> None:
-        sink = MemorySink(keep=100, limit=4 * BLOCK_SIZE)
+        sink = MemorySink(keep=100, limit=4 * SMALLEST)
         for _ in range(4):
             self.successResultOf(commit_state(sink, b"x"))
         self.failureResultOf(commit_state(sink, b"x"), SinkError)
 
     def test_an_empty_one_takes_none(self) -> None:
-        sink = MemorySink(keep=100, limit=BLOCK_SIZE)
+        sink = MemorySink(keep=100, limit=SMALLEST)
         for _ in range(5):
             self.successResultOf(commit_state(sink, b""))
         self.assertEqual(self.successResultOf(commit_state(sink, b"x")).number, 6)
+
+    def test_room_that_was_not_filled_does_not_count(self) -> None:
+        sink = MemorySink(keep=100, limit=4 * BLOCK_SIZE)
+        for number in range(1, 9):
+            sink.begin()
+            sink.write(b"x")
+            self.assertEqual(sum(map(len, sink.room(BLOCK_SIZE))), BLOCK_SIZE)
+            self.assertEqual(self.successResultOf(sink.commit(0, "", "")).number, number)
+        self.assertEqual(sink._account.bytes, sum(held.run.capacity for held in sink._held))
+        self.assertTrue(all(len(held.run.blocks) == 1 for held in sink._held))
+
+    def test_no_room_is_given_over_the_limit(self) -> None:
+        self.committed(3)
+        self.sink.begin()
+        given = 0
+        while places := self.sink.room(BLOCK_SIZE):
+            given += sum(map(len, places))
+            self.sink.filled(sum(map(len, places)))
+        self.assertEqual(given, BLOCK_SIZE)
+        self.assertIsNone(self.sink.failure())
+        self.sink.write(b"x")
+        self.assertIsNotNone(self.sink.failure())
+        self.assertEqual(list(self.sink.room(1)), [])
+        self.sink.filled(1)
+        self.failureResultOf(self.sink.commit(0, "", ""), SinkError)
+
+    def test_one_that_is_pruned_and_still_being_read_counts(self) -> None:
+        self.sink = MemorySink(keep=1, limit=4 * BLOCK_SIZE)
+        self.committed(2, seed=1)
+        reader = self.sink.open(1)
+        self.committed(1)
+        self.committed(1)
+        self.assertEqual(
+            self.refused(2).detail,
+            f"1 checkpoints and this one need more than memory-limit, {4 * BLOCK_SIZE} bytes (1 older ones are still"
+            " being read); raise it or lower keep",
+        )
+        self.assertTrue(reader.read() == state(2 * BLOCK_SIZE, 1))
+        reader.close()
+        self.assertEqual(self.committed(2).number, 4)
 
 
 class ReuseTests(SynchronousTestCase):
     """Memory that was touched is used again, and never while somebody reads it."""
 
     def setUp(self) -> None:
-        self.sink = MemorySink(keep=1, limit=1 << 30)
+        self.arena = Arena()
+        self.sink = MemorySink(keep=1, limit=1 << 30, arena=self.arena)
         self.ids: list[set[int]] = []
 
     def commit(self, seed: int, blocks: int = 3) -> None:
@@ -100,7 +144,7 @@ class ReuseTests(SynchronousTestCase):
     def test_no_more_is_kept_than_the_next_one_needs(self) -> None:
         self.commit(0, blocks=10)
         self.commit(1, blocks=2)
-        self.assertEqual(len(self.sink._pool._free), 2)
+        self.assertEqual(self.arena.unused, 2 * BLOCK_SIZE)
 
     def test_a_reader_keeps_its_blocks_until_it_closes(self) -> None:
         self.commit(0)
@@ -114,7 +158,7 @@ class ReuseTests(SynchronousTestCase):
         self.assertEqual(self.ids[0] & self.ids[-1], set())
         self.assertTrue(other.read() == state(3 * BLOCK_SIZE, 0))
         other.close()
-        self.assertEqual(len(self.sink._pool._free), 3)
+        self.assertEqual(self.arena.unused, 3 * BLOCK_SIZE)
 
     def test_a_reader_that_closes_before_the_pruning_changes_nothing(self) -> None:
         self.commit(0)
@@ -125,9 +169,9 @@ class ReuseTests(SynchronousTestCase):
         self.commit(0)
         file = self.sink.open(1)
         self.commit(1)
-        self.assertEqual(len(self.sink._pool._free), 0)
+        self.assertEqual(self.arena.unused, 0)
         del file
-        self.assertEqual(len(self.sink._pool._free), 3)
+        self.assertEqual(self.arena.unused, 3 * BLOCK_SIZE)
 
     def test_the_blocks_of_an_aborted_transaction_go_back(self) -> None:
         self.commit(0)
@@ -137,6 +181,70 @@ class ReuseTests(SynchronousTestCase):
         self.sink.abort()
         self.commit(1, blocks=2)
         self.assertEqual(self.ids[-1], blocks)
+
+    def test_what_one_pair_gives_back_another_takes(self) -> None:
+        self.commit(0)
+        self.commit(1)
+        given = self.ids[0]
+        other = MemorySink(keep=1, limit=1 << 30, arena=self.arena)
+        self.successResultOf(commit_state(other, state(3 * BLOCK_SIZE)))
+        self.assertEqual({id(block) for block in other._held[-1].run.blocks}, given)
+
+    def test_the_memory_of_a_pair_that_is_gone_is_not_kept(self) -> None:
+        for seed in range(3):
+            self.commit(seed)
+        self.assertEqual(self.arena.unused, 3 * BLOCK_SIZE)
+        del self.sink
+        self.assertEqual(self.arena.unused, 0)
+
+    def test_a_transaction_of_4_kib_takes_4_kib(self) -> None:
+        sink = MemorySink(keep=8, limit=1 << 30)
+        for _ in range(9):
+            sink.begin()
+            (place,) = sink.room(4096)
+            self.assertEqual(len(place), 4096)
+            sink.filled(4096)
+            self.successResultOf(sink.commit(0, "", ""))
+        self.assertEqual(sink._account.bytes, 8 * 4096)
+        self.assertEqual(sink._arena.unused, 4096)
+
+
+class ViewTests(SynchronousTestCase):
+    """A checkpoint as it lies in memory."""
+
+    def setUp(self) -> None:
+        self.sink = MemorySink(keep=1, limit=1 << 30)
+        self.data = state(2 * BLOCK_SIZE + 100)
+        self.successResultOf(commit_state(self.sink, self.data))
+        self.reader = cast(MemoryReader, self.sink.open(1))
+
+    def test_any_part_of_it(self) -> None:
+        edges = [0, 1, 64 * 1024, BLOCK_SIZE, 2 * BLOCK_SIZE, len(self.data)]
+        places = st.sampled_from(edges).flatmap(lambda edge: st.integers(max(0, edge - 3), edge + 3))
+
+        @examples(60)
+        @given(places, places)
+        def property(first: int, end: int) -> None:
+            views = list(self.reader.views(first, end))
+            self.assertTrue(b"".join(views) == self.data[first:end], (first, end))
+            self.assertTrue(all(view and view.readonly for view in views))
+
+        property()
+
+    def test_it_is_no_copy(self) -> None:
+        views = list(self.reader.views(0, len(self.data)))
+        blocks = self.sink._held[-1].run.blocks
+        self.assertEqual([view.obj for view in views], [block.obj for block in blocks])
+
+    def test_what_is_looked_at_is_not_used_again_before_the_reader_closes(self) -> None:
+        views = list(self.reader.views(0, len(self.data)))
+        for seed in range(1, 4):
+            self.successResultOf(commit_state(self.sink, state(2 * BLOCK_SIZE, seed)))
+        self.assertTrue(b"".join(views) == self.data)
+
+    def test_nothing_is_to_be_seen_through_a_closed_one(self) -> None:
+        self.reader.close()
+        self.assertRaises(ValueError, self.reader.views, 0, 1)
 
 
 class SeekTests(SynchronousTestCase):
@@ -149,42 +257,3 @@ class SeekTests(SynchronousTestCase):
             self.assertEqual(file.seek(-100, 2), 0)
             self.assertEqual(file.seek(-100, 1), 0)
             self.assertEqual(file.read(), b"abc")
-
-
-class BlockRunTests(SynchronousTestCase):
-    """Bytes in blocks."""
-
-    @given(
-        st.lists(st.sampled_from([0, 1, 100, BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1, 3 * BLOCK_SIZE]), max_size=5)
-    )
-    @examples(40)
-    def test_what_is_written_is_there_in_order(self, sizes: list[int]) -> None:
-        run = BlockRun(BlockPool(spare=0))
-        expected = b""
-        for seed, size in enumerate(sizes):
-            self.assertEqual(run.blocks_for(size), -(-(len(expected) + size) // BLOCK_SIZE))
-            run.write(state(size, seed))
-            expected += state(size, seed)
-            self.assertEqual(len(run.blocks), run.blocks_for(0))
-        self.assertEqual(run.size, len(expected))
-        self.assertTrue(b"".join(run.blocks)[: run.size] == expected)
-
-    def test_a_released_run_is_empty(self) -> None:
-        pool = BlockPool(spare=2)
-        run = BlockRun(pool)
-        run.write(bytes(3 * BLOCK_SIZE))
-        run.release()
-        self.assertEqual((run.size, run.blocks), (0, []))
-        self.assertEqual(len(pool._free), 2)
-        run.write(b"abc")
-        self.assertEqual(len(pool._free), 1)
-        self.assertEqual(bytes(run.blocks[0][:3]), b"abc")
-
-    def test_a_pool_that_keeps_less_than_before_takes_nothing_back(self) -> None:
-        pool = BlockPool(spare=3)
-        pool.give([bytearray(), bytearray(), bytearray()])
-        pool.spare = 1
-        blocks = [bytearray()]
-        pool.give(blocks)
-        self.assertEqual(blocks, [])
-        self.assertEqual(len(pool._free), 3)

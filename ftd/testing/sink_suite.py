@@ -22,7 +22,7 @@ from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from ftd.interfaces import IStoringSink
+from ftd.interfaces import IInPlaceSink, IStoringSink
 from ftd.sinks.blocks import BLOCK_SIZE
 from ftd.status import Checkpoint
 
@@ -179,6 +179,34 @@ class StoringSinkSuite:
 
         property()
 
+    def test_bytes_that_are_read_to_their_place_are_as_good_as_written_ones(self) -> None:
+        sink = self.make_sink(keep=1)
+        if not IInPlaceSink.providedBy(sink):
+            return
+        verifyObject(IInPlaceSink, sink)
+        numbers = itertools.count(1)
+        steps = st.tuples(st.booleans(), st.sampled_from([1, 7, 4096, BLOCK_SIZE // 2, *EDGES]), st.integers(0, 100))
+
+        @self.examples
+        @given(st.lists(steps, max_size=6))
+        def property(steps: list[tuple[bool, int, int]]) -> None:
+            sink.begin()
+            data = b""
+            for seed, (in_place, size, percent) in enumerate(steps):
+                part = state(size, seed)
+                if in_place:
+                    part = part[: _fill(sink, part, percent)]
+                else:
+                    sink.write(part)
+                data += part
+            # What was given for more than came is of no account.
+            sink.room(4096)
+            checkpoint = self.successResultOf(sink.commit(0, digest(data), OURS))
+            self.assertEqual((checkpoint.number, checkpoint.bytes), (next(numbers), len(data)))
+            self.assertTrue(content(sink, checkpoint.number) == data)
+
+        property()
+
     def test_a_transaction_that_is_open_is_not_to_be_seen(self) -> None:
         sink = self.make_sink(keep=3)
         self.committed(sink, b"one")
@@ -305,6 +333,22 @@ class StoringSinkSuite:
             sink.unregisterProducer()
             self.assertEqual(producer.calls.count("pause"), producer.calls.count("resume"))
         self.committed(sink, b"without one")
+
+
+def _fill(sink: Any, data: bytes, percent: int) -> int:
+    """Fill so much of the room for ``data`` as the socket had for it, and spoil the rest; the bytes that came."""
+    places = list(sink.room(len(data)))
+    assert sum(map(len, places)) <= len(data)
+    assert all(not place.readonly and place.contiguous and place.format == "B" for place in places)
+    came = sum(map(len, places)) * percent // 100
+    at = 0
+    for place in sink.room(len(data)):
+        good = min(len(place), max(0, came - at))
+        place[:good] = data[at : at + good]
+        place[good:] = b"\xee" * (len(place) - good)
+        at += len(place)
+    sink.filled(came)
+    return came
 
 
 def _take(file: BinaryIO | io.BytesIO, name: str, value: int) -> object:
