@@ -13,15 +13,28 @@ from ftd.transport.base import LinkEnd, LinkTransport
 from ftd.transport.options import LinkOptions
 from ftd.transport.socket_transport import SocketTransport
 from ftd.transport.stock import StockTransport
+from ftd.transport.tls_transport import TlsEnd, TlsTransport
 from ftd.wire.errors import ErrorCode, WireError
 
 
-def adopt(transport: Any, end: LinkEnd, options: LinkOptions) -> LinkTransport:  # noqa: ARG001
+def adopt(transport: Any, end: TlsEnd, options: LinkOptions) -> LinkTransport:
     """
     The link's transport on top of ``transport``, which Twisted has made and connected.
 
     :param end: the protocol; it is Twisted's protocol of ``transport`` already.
     """
+    if options.tls is None:
+        return _carry(transport, end)
+
+    def carry(tls: LinkEnd) -> LinkTransport:
+        # Twisted's transports bring what comes to their protocol, which wants it from TLS only.
+        end.dataReceived = tls.dataReceived  # type: ignore[method-assign]
+        return _carry(transport, tls)
+
+    return TlsTransport(end, options.tls, carry)
+
+
+def _carry(transport: Any, end: LinkEnd) -> LinkTransport:
     # A connection that Twisted itself encrypts has a protocol of its own on its socket.
     if isinstance(transport, Connection) and not transport.TLS:
         return SocketTransport(transport, end)
