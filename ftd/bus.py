@@ -6,6 +6,10 @@ memory: when the ring has moved on past it, it is told how many events it missed
 oldest one that is left.  Rejected: a queue per reader, whose bound would have to be policed a second time for every
 reader.
 
+What changes all the time, the state of a pair from one transaction to the next, is worth an event only where somebody
+looks.  While nobody does it is *owed*: whoever comes next is told how it stands then (`EventBus.owe`).  All else goes
+into the ring whether it is watched or not, for a reader that comes back and wants what it has missed.
+
 Ids grow over the life of the daemon and over restarts, because they start at the clock's microseconds: an id that
 a reader brings from before a restart is never mistaken for a newer event of this one.
 """
@@ -66,13 +70,17 @@ class EventBus:
     The ring of the last `RING_SIZE` events.
 
     :param now: Unix seconds.
+    :ivar is_watched: whether there is a reader now.
     """
 
     def __init__(self, now: Callable[[], float], capacity: int = RING_SIZE) -> None:
         self.now = now
+        self.is_watched = False
         self._ring: deque[Event] = deque(maxlen=capacity)
         self._last_id = int(now() * 1_000_000)
         self._wakers: list[Callable[[], None]] = []
+        # In the order in which they were owed first.
+        self._owed: dict[Callable[[], None], None] = {}
 
     @property
     def last_id(self) -> int:
@@ -85,6 +93,14 @@ class EventBus:
         self._ring.append(Event(self._last_id, kind, pair, name, self.now(), body))
         for wake in self._wakers:
             wake()
+
+    def owe(self, tell: Callable[[], None]) -> None:
+        """Call ``tell``, which publishes, once and as soon as there is a reader again."""
+        self._owed[tell] = None
+
+    def forget(self, tell: Callable[[], None]) -> None:
+        """It is not owed any more."""
+        self._owed.pop(tell, None)
 
     def knows(self, id: int) -> bool:
         """Whether nothing was lost since ``id``: a reader that has seen it can resume without a gap."""
@@ -101,8 +117,13 @@ class EventBus:
     def wake_on_publish(self, wake: Callable[[], None]) -> Callable[[], None]:
         """Call ``wake`` at every event, until the returned function is called.  ``wake`` has to be cheap."""
         self._wakers.append(wake)
+        self.is_watched = True
+        owed, self._owed = self._owed, {}
+        for tell in owed:
+            tell()
 
         def stop() -> None:
             self._wakers.remove(wake)
+            self.is_watched = bool(self._wakers)
 
         return stop

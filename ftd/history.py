@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import attrs
 
@@ -80,7 +82,9 @@ class History:
         """A transaction opens."""
         transaction = Transaction(id, self._now())
         self._recent.append(transaction)
-        self._tell("begun", transaction)
+        # An event says how things stood when it happened, and is written out when somebody reads it: here that is not
+        # more than these two, and at the end the transaction itself, which does not change any more.
+        self._bus.publish("transaction", self._pair, partial(_begun_body, id, transaction.begun))
         return transaction
 
     def commit_requested(self, transaction: Transaction, seq: int, size: int, number: int) -> None:
@@ -97,12 +101,16 @@ class History:
         transaction.detail = detail
         transaction.ended = self._now()
         self.counts[outcome] += 1
-        self._tell(_ENDINGS[outcome], transaction)
+        self._bus.publish("transaction", self._pair, partial(_ended_body, transaction))
 
     def recent(self) -> list[TransactionStatus]:
         """Those that are remembered, oldest first."""
         return [transaction.status() for transaction in self._recent]
 
-    def _tell(self, action: str, transaction: Transaction) -> None:
-        status = transaction.status()
-        self._bus.publish("transaction", self._pair, lambda: {"action": action, **to_json(status)})
+
+def _begun_body(id: int, begun: float) -> dict[str, Any]:
+    return {"action": "begun", **to_json(Transaction(id, begun).status())}
+
+
+def _ended_body(transaction: Transaction) -> dict[str, Any]:
+    return {"action": _ENDINGS[transaction.outcome], **to_json(transaction.status())}

@@ -82,7 +82,10 @@ class Pair:
         self.heartbeats = 0
         self.sessions = 0
         self._around = around
+        self._bus = around.bus
         self._gathering: IDelayedCall | None = None
+        # Whether whoever looks next is to be told how things stand.
+        self._is_owed = False
 
     # What the API asks of every pair
 
@@ -251,21 +254,43 @@ class Pair:
             self._gathering.cancel()
             self._gathering = None
         status = self.status()
-        self._around.bus.publish("pair", self.name, lambda: to_json(status))
+        self._bus.publish("pair", self.name, lambda: to_json(status))
+
+    def _progressed(self) -> None:
+        """A transaction went on: tell those who watch now, and if nobody does, whoever looks next."""
+        if self._bus.is_watched:
+            self._changed()
+        elif not self._is_owed:
+            self._owe()
 
     def _counted(self) -> None:
-        """Tell the world soon, together with what else changes until then."""
-        if self._gathering is None:
+        """Tell those who watch soon, together with what else changes until then."""
+        if self._is_owed or self._gathering is not None:
+            return
+        if self._bus.is_watched:
             self._gathering = self._around.clock.callLater(_GATHER, self._tell_gathered)
+        else:
+            self._owe()
+
+    def _owe(self) -> None:
+        self._is_owed = True
+        self._bus.owe(self._tell_owed)
+
+    def _tell_owed(self) -> None:
+        self._is_owed = False
+        self._changed()
 
     def _tell_gathered(self) -> None:
         self._gathering = None
-        self._changed()
+        self._progressed()
 
     def _tell_no_more(self) -> None:
         if self._gathering is not None:
             self._gathering.cancel()
             self._gathering = None
+        if self._is_owed:
+            self._is_owed = False
+            self._bus.forget(self._tell_owed)
 
     def _peer_text(self, address: Any) -> str:
         """An address as people write it."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IPushProducer, IStreamClientEndpoint
 from zope.interface import implementer
 
@@ -32,6 +32,7 @@ from ftd.wire.events import InFlight
 from ftd.wire.hello import Hello
 from ftd.wire.sender import Buffer, SenderMachine
 from ftd.wire.session import Session
+from ftd.wire.states import State
 
 
 @implementer(IPrimaryPair)
@@ -58,6 +59,8 @@ class PrimaryPair(Pair):
         self._open: Transaction | None = None
         self._upload: Upload | None = None
         self._commits = Commits(self.history, around.clock, self.generation)
+        # What came of the transaction that was open last, if that was nobody's wish.
+        self._why_none_open = ""
         # Begins that wait for the ACK of a heartbeat.
         self._queued_begins: deque[Callable[[], None]] = deque()
         self._frozen_since: float | None = None
@@ -99,6 +102,11 @@ class PrimaryPair(Pair):
 
     def begin(self) -> Deferred[int]:
         """See `IPrimaryPair`."""
+        if not self._must_wait_for_heartbeat():
+            try:
+                return succeed(self._begin())
+            except FtdError as error:
+                return fail(error)
         begun: Deferred[int] = Deferred()
 
         def try_it() -> None:
@@ -107,14 +115,14 @@ class PrimaryPair(Pair):
             except FtdError as error:
                 begun.errback(error)
 
-        self._when_heartbeat_is_in(try_it)
+        self._queued_begins.append(try_it)
         return begun
 
     def append(self, body: IPushProducer) -> Upload:
         """See `IPrimaryPair`."""
         sender = self._up()
         if self._open is None:
-            raise NotInState(f"no transaction is open on {self.name}; begin one first", sender.machine.state.value)
+            raise self._none_open(sender, "begin one first")
         self._check_no_upload(sender)
         upload = self._upload = self._new_upload(sender, body, is_checkpoint=False)
         sender.registerProducer(upload, True)
@@ -142,14 +150,17 @@ class PrimaryPair(Pair):
                 self._sender.registerProducer(upload, True)
             upload.release()
 
-        self._when_heartbeat_is_in(try_it)
+        if self._must_wait_for_heartbeat():
+            self._queued_begins.append(try_it)
+        else:
+            try_it()
         return upload
 
     def commit(self, timeout: float | None = None) -> Deferred[Commit]:
         """See `IPrimaryPair`."""
         sender = self._up()
         if self._open is None:
-            raise NotInState(f"no transaction is open on {self.name}; nothing to commit", sender.machine.state.value)
+            raise self._none_open(sender, "nothing to commit")
         self._check_no_upload(sender)
         return self._commit(timeout)
 
@@ -157,8 +168,8 @@ class PrimaryPair(Pair):
         """See `IPrimaryPair`."""
         sender = self._up()
         if self._open is None:
-            raise NotInState(f"no transaction is open on {self.name}; nothing to cancel", sender.machine.state.value)
-        self._cancel(sender, NotInState("the transaction was cancelled", "CANCEL"))
+            raise self._none_open(sender, "nothing to cancel")
+        self._cancel(sender, NotInState("the transaction was cancelled", State.CANCEL.value))
 
     def set_rate_limit(self, enabled: bool | None, bandwidth: int | None) -> None:
         """See `IPrimaryPair`."""
@@ -195,11 +206,12 @@ class PrimaryPair(Pair):
         try:
             sender.begin()
         except CallRefused as refused:
-            raise NotInState(f"a transaction of {self.name} still awaits its ACK", refused.state) from None
-        self._open = self.history.begin(sender.machine.id)
+            raise self._no_room(sender, refused) from None
+        self._why_none_open = ""
+        transaction = self._open = self.history.begin(sender.machine.id)
         self._frozen_since = self._now() if sender.is_frozen else None
-        self._changed()
-        return self._open.id
+        self._progressed()
+        return transaction.id
 
     def _commit(self, timeout: float | None) -> Deferred[Commit]:
         sender, transaction = self._up(), self._open
@@ -208,30 +220,38 @@ class PrimaryPair(Pair):
         if machine.seq == 0:
             # A transaction without a frame is a heartbeat: an empty checkpoint says so with an empty frame.
             sender.write(b"")
-        self._note_frozen(transaction, still_frozen=False)
+        if self._frozen_since is not None:
+            self._note_frozen(transaction, still_frozen=False)
         self._open = None
         limit = self.config.ack_time if timeout is None else timeout
         done = self._commits.sent(transaction, machine.seq, machine.size, limit)
         sender.commit()
-        self._changed()
+        self._progressed()
         return done
 
     def _cancel(self, sender: SenderProtocol, why: FtdError) -> None:
+        sender.cancel()
+        upload = self._end_cancelled(sender, why)
+        self._changed()
+        if upload is not None:
+            upload.fail(why)
+
+    def _end_cancelled(self, sender: SenderProtocol, why: FtdError) -> Upload | None:
+        """The open transaction is no more, and the standby knows.  Returns what went into it, which does not know."""
         transaction, self._open = self._open, None
         assert transaction is not None
         self._note_size(transaction, sender)
-        sender.cancel()
-        self._drop_upload(why)
         self.history.end(transaction, Outcome.CANCELLED, str(why))
-        self._changed()
+        return self._take_upload()
 
     def _up(self) -> SenderProtocol:
         """The open session.  :raises FtdError: if there is none."""
+        sender = self._sender
+        if sender is not None and sender.is_open and self.error is None:
+            return sender
         self._check_error()
-        if self._sender is None or not self._sender.is_open:
-            why = f": {self.link_detail}" if self.link_detail else ""
-            raise LinkDown(f"the link of {self.name} to {self.config.link} is down{why}", self._dialer.retry_after)
-        return self._sender
+        why = f": {self.link_detail}" if self.link_detail else ""
+        raise LinkDown(f"the link of {self.name} to {self.config.link} is down{why}", self._dialer.retry_after)
 
     def _check_no_upload(self, sender: SenderProtocol) -> None:
         if self._upload is not None:
@@ -243,13 +263,23 @@ class PrimaryPair(Pair):
             sender.machine.state.value,
         )
 
-    def _when_heartbeat_is_in(self, act: Callable[[], None]) -> None:
-        """A heartbeat in flight is nobody's business: what comes meanwhile waits for its ACK."""
+    def _none_open(self, sender: SenderProtocol, what: str) -> NotInState:
+        why = f"; {self._why_none_open}" if self._why_none_open else ""
+        return NotInState(f"no transaction is open on {self.name}{why}; {what}", sender.machine.state.value)
+
+    def _no_room(self, sender: SenderProtocol, refused: CallRefused) -> NotInState:
+        window = sender.machine.window
+        if window == 1:
+            return NotInState(f"a transaction of {self.name} still awaits its ACK", refused.state)
+        return NotInState(f"{window} transactions of {self.name}, its window, still await their ACK", refused.state)
+
+    def _must_wait_for_heartbeat(self) -> bool:
+        """A heartbeat in flight is nobody's business: what finds no room because of one waits for an ACK."""
         sender = self._sender
-        if sender is None or not sender.machine.in_flight or not sender.machine.in_flight[0].is_heartbeat:
-            act()
-        else:
-            self._queued_begins.append(act)
+        if sender is None or self._open is not None:
+            return False
+        in_flight = sender.machine.in_flight
+        return len(in_flight) >= sender.machine.window and any(sent.is_heartbeat for sent in in_flight)
 
     def _run_queued(self) -> None:
         queued, self._queued_begins = self._queued_begins, deque()
@@ -264,25 +294,34 @@ class PrimaryPair(Pair):
 
     def send_frame(self, pieces: tuple[Buffer, ...]) -> None:
         """One frame of an upload into the open transaction."""
-        self._write(lambda sender: sender.write_frame(pieces))
+        sender = self._sender_inside()
+        try:
+            sender.write_frame(pieces)
+        except CallRefused:
+            raise self._too_large(sender) from None
+        self._counted()
 
     def send_run(self, data: memoryview, frame_size: int) -> None:
         """A run of frames of an upload into the open transaction."""
-        self._write(lambda sender: sender.write_run(data, frame_size))
+        sender = self._sender_inside()
+        try:
+            sender.write_run(data, frame_size)
+        except CallRefused:
+            raise self._too_large(sender) from None
+        self._counted()
 
-    def _write(self, write: Callable[[SenderProtocol], None]) -> None:
+    def _sender_inside(self) -> SenderProtocol:
         sender, transaction = self._up(), self._open
         assert transaction is not None
         if transaction.first_data is None:
             transaction.first_data = self._now()
-        try:
-            write(sender)
-        except CallRefused:
-            limit = sender.machine.limits.max_transaction
-            too_large = TooLarge(f"the transaction is larger than max-transaction of this pair, {limit} bytes")
-            self._cancel(sender, too_large)
-            raise too_large from None
-        self._counted()
+        return sender
+
+    def _too_large(self, sender: SenderProtocol) -> TooLarge:
+        limit = sender.machine.limits.max_transaction
+        too_large = TooLarge(f"the transaction is larger than max-transaction of this pair, {limit} bytes")
+        self._cancel(sender, too_large)
+        return too_large
 
     @property
     def unsent(self) -> int:
@@ -302,14 +341,18 @@ class PrimaryPair(Pair):
         """The upload under way will not be finished: the transaction, which has a hole now, is cancelled."""
         if self._open is None:
             # Still waiting for its turn to begin.
-            self._drop_upload(NotInState(reason, "CANCEL"))
+            self._drop_upload(NotInState(reason, State.CANCEL.value))
         else:
-            self._cancel(self._up(), NotInState(reason, "CANCEL"))
+            self._cancel(self._up(), NotInState(reason, State.CANCEL.value))
 
-    def _drop_upload(self, why: FtdError) -> None:
+    def _take_upload(self) -> Upload | None:
         upload, self._upload = self._upload, None
         if self._sender is not None:
             self._sender.unregisterProducer()
+        return upload
+
+    def _drop_upload(self, why: FtdError) -> None:
+        upload = self._take_upload()
         if upload is not None:
             upload.fail(why)
 
@@ -347,20 +390,29 @@ class PrimaryPair(Pair):
             self.heartbeats += 1
         else:
             self._note_committed(self._commits.acknowledged())
-            self._changed()
-        self._run_queued()
+            self._progressed()
+        if self._queued_begins:
+            self._run_queued()
 
     def refused(
         self,
         transaction: InFlight,
         code: ErrorCode,
         behind: Sequence[InFlight],  # noqa: ARG002
-        was_open: bool,  # noqa: ARG002
+        was_open: bool,
     ) -> None:
-        """The oldest transaction in flight was dropped by the standby."""
-        if not transaction.is_heartbeat:
-            self._commits.refused(code)
-            self._changed()
+        """The oldest transaction in flight was dropped by the standby, and all that came after it."""
+        before = f"the standby refused transaction {transaction.id} ({code.name}) before it"
+        cancelled = NotInState(f"the transaction was cancelled: {before}", State.CANCEL.value)
+        upload = None
+        if was_open and self._sender is not None:
+            self._why_none_open = f"the last one was cancelled: {before}"
+            upload = self._end_cancelled(self._sender, cancelled)
+        # Nobody is told before all of them are over: what is told may lead to the next transaction at once.
+        self._commits.refused(transaction.id, code)
+        self._changed()
+        if upload is not None:
+            upload.fail(cancelled)
         self._run_queued()
 
     def freeze_changed(self) -> None:
@@ -384,7 +436,7 @@ class PrimaryPair(Pair):
             self._fail(error)
         self._dialer.session_ended(error.detail if error is not None else "the standby closed the link")
         # Last, as a `stop` that waits for what is in flight goes on from here.
-        self._commits.link_lost()
+        self._commits.link_lost(self._last_id)
         self._run_queued()
 
     def _lose_open(self, sender: SenderProtocol, error: WireError | None) -> None:
@@ -464,10 +516,8 @@ class PrimaryPair(Pair):
         return "kemari" if self._sender.machine.peer_is_kemari else "ftd"
 
     def _ft_mode_when_up(self) -> FtMode:
-        if self._commits.in_flight:
-            return FtMode.TRANSACTION_COMMIT
         if self._open is None:
-            return FtMode.INIT
+            return FtMode.TRANSACTION_COMMIT if self._commits.in_flight else FtMode.INIT
         is_fresh = self._sender is None or self._sender.machine.seq == 0
         return FtMode.TRANSACTION_BEGIN if is_fresh else FtMode.TRANSACTION_ITER
 

@@ -118,7 +118,7 @@ class SecondaryPair(Pair):
         return Hello(
             pair=self.config.name,
             node=self._around.node,
-            generation=last.generation or None if last is not None else None,
+            generation=self._generation(),
             last=last,
             max_payload=self.config.max_payload,
             max_transaction=self.config.max_transaction,
@@ -143,27 +143,23 @@ class SecondaryPair(Pair):
     def begun(self, id: int) -> None:
         """The first bytes of a transaction are here."""
         self._open = self.history.begin(id)
-        self._open.first_data = self._around.now()
-        self._changed()
+        self._open.first_data = self._open.begun
+        self._progressed()
 
     def commit(self, request: CommitRequested) -> Deferred[None]:
         """Make the open transaction the newest checkpoint."""
         transaction, self._open = self._open, None
         assert transaction is not None
         transaction.id = request.id
-        held = self._store.checkpoints()
-        number = held[-1].number + 1 if held else 1
-        self.history.commit_requested(transaction, request.seq, request.size, number)
+        self.history.commit_requested(transaction, request.seq, request.size, self._next_number())
         self._committing += 1
         if self._ack_first and self.sink.failure() is None:
             # The sender counts it as committed from now on.
             self._used(request.id)
         stored = self.sink.commit(request.id, f"{request.xxh3:016x}", self._sender_generation)
-        committed = stored.addCallbacks(
-            lambda checkpoint: self._committed(checkpoint, transaction),
-            lambda failure: self._not_committed(failure, transaction),
+        return stored.addCallbacks(
+            self._committed, self._not_committed, callbackArgs=(transaction,), errbackArgs=(transaction,)
         )
-        return committed.addBoth(self._settle)
 
     def heartbeat(self, id: int) -> None:
         """A sign of life, which takes an id."""
@@ -203,28 +199,36 @@ class SecondaryPair(Pair):
             self.log.warn("{pair}: a second connection ended: {why}", pair=self.name, why=error.detail)
 
     def _committed(self, checkpoint: Checkpoint, transaction: Transaction) -> None:
-        transaction.number = checkpoint.number
-        self._used(checkpoint.id)
-        self._note_committed(checkpoint)
-        # The sink takes checkpoints again, whatever it said before.
-        self.error = None
-        self.history.end(transaction, Outcome.COMMITTED)
-        self._changed()
+        try:
+            transaction.number = checkpoint.number
+            self._used(checkpoint.id)
+            self._note_committed(checkpoint)
+            self.history.end(transaction, Outcome.COMMITTED)
+            if self.error is None:
+                self._progressed()
+            else:
+                # The sink takes checkpoints again, whatever it said before.
+                self.error = None
+                self._changed()
+        finally:
+            self._settle()
 
     def _not_committed(self, failure: Failure, transaction: Transaction) -> Failure:
-        unforeseen = WireError(ErrorCode.UNKNOWN, "the sink failed; the log says how")
-        self._fail(failure.value if isinstance(failure.value, WireError) else unforeseen)
-        self.history.end(transaction, Outcome.NACKED, failure.getErrorMessage())
-        self._changed()
+        try:
+            unforeseen = WireError(ErrorCode.UNKNOWN, "the sink failed; the log says how")
+            self._fail(failure.value if isinstance(failure.value, WireError) else unforeseen)
+            self.history.end(transaction, Outcome.NACKED, failure.getErrorMessage())
+            self._changed()
+        finally:
+            self._settle()
         return failure
 
-    def _settle(self, result: Failure | None) -> Failure | None:
+    def _settle(self) -> None:
         self._committing -= 1
-        if not self._committing:
+        if self._when_settled and not self._committing:
             waiting, self._when_settled = self._when_settled, []
             for deferred in waiting:
                 deferred.callback(None)
-        return result
 
     def _note_size(self) -> None:
         if self._open is not None and self._receiver is not None:
@@ -242,6 +246,10 @@ class SecondaryPair(Pair):
         self.last_committed = LastCommitted(
             id=checkpoint.id, number=checkpoint.number, bytes=checkpoint.bytes, at=checkpoint.committed_at
         )
+
+    def _next_number(self) -> int:
+        """Of the checkpoint that the open transaction will be."""
+        return self.last_committed.number + 1 if self.last_committed is not None else 1
 
     def _used(self, id: int) -> None:
         self.next_id = (id + 1) % ID_MODULUS
@@ -296,7 +304,8 @@ class SecondaryPair(Pair):
         return self.next_id
 
     def _generation(self) -> str | None:
-        return self.hello().generation
+        held = self._store.checkpoints()
+        return held[-1].generation or None if held else None
 
     def _freezes_input(self) -> bool:
         return self._receiver is not None and self._receiver.is_frozen

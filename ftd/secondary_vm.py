@@ -103,5 +103,10 @@ class VmSecondaryPair(SecondaryPair):
             self._wait_for_sender()
         self._changed()
 
+    def _next_number(self) -> int:
+        # A standby that is given the checkpoints of another generation begins anew.
+        held = self._store.checkpoints()
+        return held[-1].number + 1 if held else 1
+
     def _vm(self) -> VmStatus | None:
         return self._standby.vm_status()

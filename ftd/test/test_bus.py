@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -104,6 +104,37 @@ class BusTests(SynchronousTestCase):
         self.bus.wake_on_publish(lambda: found.append(self.seen_since(self.start)[1][-1]))
         self.publish(2)
         self.assertEqual(found, [self.start + 1, self.start + 2])
+
+    def owed(self, name: str) -> Callable[[], None]:
+        """What publishes when it is told to."""
+        return lambda: self.bus.publish("pair", name, {})
+
+    def test_what_is_owed_is_told_to_who_comes_next_and_once(self) -> None:
+        first, second = self.owed("first"), self.owed("second")
+        for tell in (first, second, first):
+            self.bus.owe(tell)
+        self.assertEqual(self.bus.last_id, self.start)
+        self.assertFalse(self.bus.is_watched)
+        stop = self.bus.wake_on_publish(lambda: None)
+        self.assertEqual([event.pair for event in self.bus.since(self.start)[1]], ["first", "second"])
+        stop()
+        self.bus.wake_on_publish(lambda: None)
+        self.assertEqual(self.bus.last_id, self.start + 2)
+
+    def test_what_is_forgotten_is_not_told(self) -> None:
+        first, second = self.owed("first"), self.owed("second")
+        self.bus.owe(first)
+        self.bus.forget(first)
+        self.bus.forget(second)
+        self.bus.wake_on_publish(lambda: None)
+        self.assertEqual(self.bus.last_id, self.start)
+
+    def test_it_is_watched_as_long_as_there_is_a_reader(self) -> None:
+        first, second = self.bus.wake_on_publish(lambda: None), self.bus.wake_on_publish(lambda: None)
+        first()
+        self.assertTrue(self.bus.is_watched)
+        second()
+        self.assertFalse(self.bus.is_watched)
 
 
 class EncodingTests(SynchronousTestCase):

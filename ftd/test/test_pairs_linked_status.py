@@ -241,6 +241,10 @@ class FieldTests(PairTestCase):
 class EventTests(PairTestCase):
     """Who watches sees every change."""
 
+    def setUp(self) -> None:
+        super().setUp()
+        self.stop_watching = self.bus.wake_on_publish(lambda: None)
+
     def test_transactions(self) -> None:
         self.start()
         self.committed(b"abc")
@@ -291,6 +295,51 @@ class EventTests(PairTestCase):
             self.clock.advance(0.01)
         self.clock.advance(0.1)
         self.assertIn(len(self.events("pair", "demo")), (2, 3))
+
+    def test_while_nobody_watches_the_state_between_transactions_is_not_worth_an_event(self) -> None:
+        self.start()
+        self.stop_watching()
+        self.events("pair", "demo")
+        for size in (0, 1, 5000):
+            self.committed(bytes(size))
+        self.clock.advance(0.5)
+        self.assertEqual(self.events("pair", "demo"), [])
+        self._seen = 0
+        self.assertEqual(len(self.events("transaction", "demo")), 6)
+        seen = self.bus.last_id
+        # Who comes next is told how things stand now, once.
+        self.bus.wake_on_publish(lambda: None)
+        self._seen = seen
+        (event,) = self.events("pair", "demo")
+        self.assertEqual((event["state"], event["transactions_committed"]), ("ACK", 3))
+        self._seen = seen
+        (event,) = self.events("pair", "standby")
+        self.assertEqual((event["state"], event["last_committed"]["number"]), ("ACK", 3))
+        self.begin()
+        self.assertEqual([event["state"] for event in self.events("pair", "demo")], ["BEGIN"])
+
+    def test_what_happens_to_the_link_is_told_whether_somebody_watches_or_not(self) -> None:
+        self.start()
+        self.stop_watching()
+        self.events("pair", "demo")
+        self.link.cut(clean=False)
+        self.network.pump()
+        self.reconnect()
+        states = [event["link_state"] for event in self.events("pair", "demo")]
+        self.assertEqual(states[-3:], ["connecting", "handshake", "up"])
+
+    def test_a_pair_that_has_stopped_owes_nothing(self) -> None:
+        self.start()
+        self.stop_watching()
+        self.committed(b"abc")
+        stopped = [self.primary.stop(), self.secondary.stop()]
+        self.network.pump()
+        for done in stopped:
+            self.successResultOf(done)
+        seen = self.bus.last_id
+        self.bus.wake_on_publish(lambda: None)
+        self.assertEqual(self.bus.last_id, seen)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_what_matters_does_not_wait_for_what_was_gathered(self) -> None:
         self.start()
