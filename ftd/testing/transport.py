@@ -23,6 +23,7 @@ A test of things that dial and listen gives them the endpoints of a `Network`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, fail, succeed
@@ -51,8 +52,9 @@ from zope.interface import implementer
 #: Unsent bytes above which Twisted's transports pause their producer, and the most that they read at a time.
 TWISTED_BUFFER = 64 * 1024
 
-_CLIENT_ADDRESS = IPv4Address("TCP", "192.0.2.1", 50000)
-_SERVER_ADDRESS = IPv4Address("TCP", "192.0.2.2", 8441)
+#: Where the two ends of every link are.
+CLIENT_ADDRESS = IPv4Address("TCP", "192.0.2.1", 50000)
+SERVER_ADDRESS = IPv4Address("TCP", "192.0.2.2", 8441)
 
 
 @implementer(ITransport, IConsumer, IPushProducer)
@@ -280,8 +282,8 @@ class Link:
     """
 
     def __init__(self, client: IProtocol, server: IProtocol, *, capacity: int = TWISTED_BUFFER) -> None:
-        self.client = BoundedTransport(client, _CLIENT_ADDRESS, _SERVER_ADDRESS, capacity)
-        self.server = BoundedTransport(server, _SERVER_ADDRESS, _CLIENT_ADDRESS, capacity)
+        self.client = BoundedTransport(client, CLIENT_ADDRESS, SERVER_ADDRESS, capacity)
+        self.server = BoundedTransport(server, SERVER_ADDRESS, CLIENT_ADDRESS, capacity)
         self.to_server = Flow(self, self.client, self.server)
         self.to_client = Flow(self, self.server, self.client)
         self.is_cut = False
@@ -342,7 +344,10 @@ class Network:
     :param capacity: of all transports, see `BoundedTransport`.
     :ivar links: every link that there was, oldest first.
     :ivar is_silent: nobody answers: attempts to connect neither succeed nor fail.
+    :cvar link_type: what makes a connection.
     """
+
+    link_type: Callable[..., Any] = Link
 
     def __init__(self, *, capacity: int = TWISTED_BUFFER) -> None:
         self.links: list[Link] = []
@@ -368,10 +373,10 @@ class Network:
             return Deferred()
         if self._listening is None:
             return fail(ConnectionRefusedError())
-        server = self._listening.buildProtocol(_CLIENT_ADDRESS)
-        client = factory.buildProtocol(_SERVER_ADDRESS)
+        server = self._listening.buildProtocol(CLIENT_ADDRESS)
+        client = factory.buildProtocol(SERVER_ADDRESS)
         assert client is not None
-        link = Link(client, server if server is not None else Protocol(), capacity=self._capacity)
+        link = self.link_type(client, server if server is not None else Protocol(), capacity=self._capacity)
         self.links.append(link)
         if server is None:
             link.server.loseConnection()
@@ -379,7 +384,7 @@ class Network:
 
     def _listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
         if self._listening is not None:
-            return fail(CannotListenError(_SERVER_ADDRESS.host, _SERVER_ADDRESS.port, OSError("it is in use")))
+            return fail(CannotListenError(SERVER_ADDRESS.host, SERVER_ADDRESS.port, OSError("it is in use")))
         self._listening = factory
         return succeed(_Port(self))
 
@@ -418,4 +423,4 @@ class _Port:
         return succeed(None)
 
     def getHost(self) -> IPv4Address:
-        return _SERVER_ADDRESS
+        return SERVER_ADDRESS
