@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from twisted.internet.interfaces import IConsumer, IDelayedCall, IProducer, IPushProducer, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from ftd.bandwidth import SharedBandwidth
 from ftd.heartbeat import Heartbeat
 from ftd.link_protocol import LinkProtocol, LinkTimes, SenderOwner, Traffic
 from ftd.outbox import Outbox
@@ -29,6 +32,8 @@ class SenderProtocol(LinkProtocol):
     """
     The sending end.
 
+    :param bandwidth: bytes per second; 0 for no limit of this pair's own.
+    :param shared: the limit that it shares with the daemon's other pairs.
     :param buffer_limit: bytes that the source may run ahead of a frozen output.
     """
 
@@ -44,6 +49,7 @@ class SenderProtocol(LinkProtocol):
         options: LinkOptions = DEFAULT_OPTIONS,
         rate_limit: bool,
         bandwidth: int,
+        shared: SharedBandwidth | None = None,
         buffer_limit: int,
     ) -> None:
         super().__init__(clock, times, trace, traffic, options)
@@ -51,6 +57,7 @@ class SenderProtocol(LinkProtocol):
         self.rate_limit = rate_limit
         self._owner = owner
         self._bandwidth = bandwidth
+        self._shared = shared
         self._buffer_limit = buffer_limit
         self._outbox: Outbox
         self._source: IPushProducer | None = None
@@ -79,7 +86,7 @@ class SenderProtocol(LinkProtocol):
         Bytes that are not with the kernel yet: those of the last pieces that were written must not change.  More than
         `buffered`, which the transport may have taken over without a copy.
         """
-        return self._outbox.size + self.link.unsent
+        return self._outbox.unsent
 
     def want_drained(self) -> None:
         """Have everything sent, and the owner told when it is: it may be before this returns."""
@@ -90,7 +97,7 @@ class SenderProtocol(LinkProtocol):
 
     def begin(self) -> None:
         """Send BEGIN."""
-        self._put(self.machine.begin())
+        self._put((self.machine.begin(),))
 
     def write(self, data: bytes) -> None:
         """Send one CONTINUE frame: `IConsumer`'s name for `write_frame`."""
@@ -98,24 +105,26 @@ class SenderProtocol(LinkProtocol):
 
     def write_frame(self, pieces: tuple[Buffer, ...]) -> None:
         """Send one CONTINUE frame; its pieces must not change until `unsent` says that they have gone."""
-        self._put(self.machine.continue_(*pieces), *pieces)
+        self._put((self.machine.continue_(*pieces), *pieces))
 
     def write_run(self, data: memoryview, frame_size: int) -> None:
         """Send ``data`` as a run of CONTINUE frames of ``frame_size``; it must not change until `unsent` says so."""
-        self._put(*self.machine.continue_run(data, frame_size))
+        self._put(self.machine.continue_run(data, frame_size))
 
     def commit(self) -> None:
         """Send COMMIT; the owner hears how it went."""
-        self._put(self.machine.commit())
+        self._put((self.machine.commit(),), flush=True)
+        self.link.expect_answer()
 
     def atomic(self, pieces: tuple[Buffer, ...]) -> None:
         """Send a whole transaction as one ATOMIC frame; the owner hears how it went."""
         before, after = self.machine.atomic(*pieces)
-        self._put(before, *pieces, after)
+        self._put((before, *pieces, after), flush=True)
+        self.link.expect_answer()
 
     def cancel(self) -> None:
         """Send CANCEL."""
-        self._put(self.machine.cancel())
+        self._put((self.machine.cancel(),), flush=True)
 
     def registerProducer(self, producer: IProducer, streaming: bool) -> None:
         """Take ``producer`` as the source: it is paused as the freeze semantics say.  Push producers only."""
@@ -146,7 +155,7 @@ class SenderProtocol(LinkProtocol):
 
     def connectionMade(self) -> None:
         super().connectionMade()
-        self._outbox = Outbox(self.link, self.clock, self.trace, self._bandwidth, self._regulate)
+        self._outbox = Outbox(self.link, self.clock, self.trace, self._bandwidth, self._regulate, self._shared)
         self.link.register_producer(self)
 
     def pauseProducing(self) -> None:
@@ -193,8 +202,8 @@ class SenderProtocol(LinkProtocol):
         self._is_closing = True
         self._regulate()
 
-    def _put(self, *pieces: Buffer) -> None:
-        self._outbox.put(pieces)
+    def _put(self, pieces: Sequence[Buffer], flush: bool = False) -> None:
+        self._outbox.put(pieces, flush)
         self._heartbeat.said()
         self._regulate()
 
@@ -221,7 +230,7 @@ class SenderProtocol(LinkProtocol):
         if self._source is None:
             return
         threshold = self._buffer_limit // 2 if self._source_is_paused else self._buffer_limit
-        must_pause = (self.rate_limit and is_frozen) or outbox.size >= threshold
+        must_pause = (self.rate_limit and is_frozen) or outbox.backlog >= threshold
         if must_pause != self._source_is_paused:
             self._source_is_paused = must_pause
             if must_pause:
@@ -252,7 +261,7 @@ class SenderProtocol(LinkProtocol):
             self.fail(WireError(ErrorCode.STATE_INVALID, f"the standby has been promoted on {event.hello.node}"))
             self._owner.superseded(event.hello)
         elif isinstance(event, HelloReceived):
-            self._put(self.machine.greet(self._owner.hello()))
+            self._put((self.machine.greet(self._owner.hello()),), flush=True)
         elif isinstance(event, Opened):
             self._session_is_open()
             self._owner.opened(self, self.machine.peer_hello, event.next_id)
@@ -262,17 +271,17 @@ class SenderProtocol(LinkProtocol):
             self._owner.acknowledged(event.transaction)
         else:
             if event.cancel:
-                self._put(event.cancel)
+                self._put((event.cancel,), flush=True)
             self._owner.refused(event.transaction, event.code, event.behind, bool(event.cancel))
 
     def _beat(self) -> None:
         """Between transactions an empty one, inside of one an empty frame; a frozen peer hears of us anyway."""
         if self.is_frozen or self._is_closing:
             return
-        if self.machine.state in BETWEEN:
-            self._put(self.machine.heartbeat())
+        if self.machine.state in BETWEEN and not self.machine.in_flight:
+            self._put((self.machine.heartbeat(),), flush=True)
         elif self.machine.is_inside:
-            self.write(b"")
+            self._put((self.machine.continue_(),), flush=True)
 
     def _note_waiting(self) -> None:
         """The peer's time to answer, or to read, starts when it begins to be waited for."""

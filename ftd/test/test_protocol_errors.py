@@ -56,13 +56,14 @@ class SenderErrorTests(LinkTestCase):
             self.link.cut(clean=clean)
             self.assert_error("none")
 
-    def test_a_bandwidth_limit_that_waits_with_nothing_to_send_is_none_either(self) -> None:
+    def test_a_bandwidth_limit_that_is_used_up_with_nothing_to_send_is_none_either(self) -> None:
         self.sender.set_bandwidth(100)
         self.sender.begin()
         self.sender.cancel()
-        self.clock.advance(0.13)
+        self.assertTrue(self.sender.is_frozen)
+        self.clock.advance(0.24)
         self.link.pump()
-        self.assertEqual((self.sender.is_frozen, self.sender.buffered), (True, 0))
+        self.assertEqual((self.sender.is_frozen, self.sender.buffered), (False, 0))
         self.link.cut(clean=True)
         self.assert_error("none")
 
