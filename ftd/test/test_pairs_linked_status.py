@@ -6,6 +6,7 @@ import attrs
 
 from ftd.config import Ack
 from ftd.errors import NotInState, PairFailed
+from ftd.sinks.directory import BUFFER
 from ftd.status import FtMode, LastCommitted, LinkState, OpenTransaction, Outcome, PairStatus, Timeline
 from ftd.test.pair_case import EPOCH, Body, PairTestCase
 from ftd.testing.threads import SteppedThread
@@ -521,7 +522,7 @@ class FreezeTests(PairTestCase):
         self.source = self.primary.append(self.body)
         self.source.write(bytes(4096))
         self.network.pump()
-        for _ in range(8):
+        for _ in range((BUFFER >> 20) + 1):
             sink.write(bytes(1 << 20))
         self.assertTrue(self.secondary.status().freeze_input)
         thread.run()
