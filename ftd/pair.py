@@ -12,6 +12,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
+from ftd.bandwidth import SharedBandwidth
 from ftd.bus import EventBus
 from ftd.config import PairConfig
 from ftd.errors import NotInState, PairFailed
@@ -40,12 +41,17 @@ _GATHER = 0.1
 
 @attrs.frozen(kw_only=True)
 class Surroundings:
-    """What a pair needs of its daemon."""
+    """
+    What a pair needs of its daemon.
+
+    :ivar bandwidth: the limit that its primaries share; ``None`` for none.
+    """
 
     clock: IReactorTime
     bus: EventBus
     node: str
     now: Callable[[], float] = time.time
+    bandwidth: SharedBandwidth | None = None
 
 
 @attrs.frozen

@@ -490,6 +490,7 @@ class PrimaryPair(Pair):
             options=self._link_options(),
             rate_limit=self.rate_limit,
             bandwidth=self.bandwidth_limit,
+            shared=self._around.bandwidth,
             buffer_limit=self.config.buffer_limit,
         )
 

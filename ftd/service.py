@@ -28,6 +28,7 @@ from zope.interface import implementer
 
 from ftd import __version__
 from ftd.api import Api
+from ftd.bandwidth import SharedBandwidth
 from ftd.bus import EventBus
 from ftd.composition import build_pair
 from ftd.config import Config, PairConfig, Role, check_listening, load, pair_from_mapping
@@ -70,7 +71,12 @@ class FtdService(Service):
         self.started = time.time()
         self._reactor = reactor
         self._bus = EventBus(time.time)
-        self._around = Surroundings(clock=reactor, bus=self._bus, node=config.node)
+        self._around = Surroundings(
+            clock=reactor,
+            bus=self._bus,
+            node=config.node,
+            bandwidth=SharedBandwidth(reactor, config.bandwidth_limit),
+        )
         self._entries: dict[str, _Entry] = {}
         # Those that are being stopped: what they have (a VM, files) is nobody else's before that is done.
         self._leaving: set[str] = set()
