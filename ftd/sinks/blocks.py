@@ -6,9 +6,12 @@ arena instead of to the allocator.  A run of bytes grows by another block, never
 
 Blocks come in four sizes.  The next block of a run is the largest that is no larger than what the run has already, so
 a transaction of 4 KiB takes 4 KiB, one of a gigabyte takes 4 MiB at a time, and none takes twice what it needs.  The
-largest are mappings that the kernel may back with huge pages, which it zeroes at four times the speed: touching them
-for the first time is then as fast as a socket, and a thread that did it ahead would take the core that the sender or
-the kernel's own copying needs.
+larger ones are mappings that the kernel fills with pages as it makes them (MAP_POPULATE), at twice the speed at which
+they come one fault at a time while a socket is read into them.
+
+Rejected: huge pages (MADV_HUGEPAGE).  They are twice as fast again where the machine has such memory at hand, and five
+times as slow in a virtual machine that reports its free memory to the host, which is just the memory that huge pages
+are made of.  A thread that prepares memory ahead: the mapping call keeps the interpreter's lock.
 
 How much an arena keeps for later is what its sinks expect to need next, by the size of their last transactions; what is
 given back beyond that goes to the system.
@@ -21,7 +24,6 @@ import weakref
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from itertools import accumulate
 from typing import Final
 
@@ -255,10 +257,6 @@ class BlockRun:
 
 
 def _fresh(size: int) -> memoryview:
-    if size < LARGEST:
+    if size < BLOCK_SIZE:
         return memoryview(bytearray(size))
-    mapped = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    # A kernel without huge pages says so; then they are small ones.
-    with suppress(OSError):
-        mapped.madvise(mmap.MADV_HUGEPAGE)
-    return memoryview(mapped)
+    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,11 @@ from ftd.testing.sink_suite import state
 NO_LIMIT = 1 << 40
 
 SIZES = st.sampled_from([1, 100, SMALLEST - 1, SMALLEST, 3 * SMALLEST, 65536, 65537, BLOCK_SIZE, 3 * BLOCK_SIZE + 1])
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
 class BlockRunTests(SynchronousTestCase):
@@ -79,6 +85,13 @@ class BlockRunTests(SynchronousTestCase):
             run.write(bytes(BLOCK_SIZE), NO_LIMIT)
         self.assertEqual([len(block) for block in run.blocks], [BLOCK_SIZE] * 4 + [LARGEST] * 3)
         self.assertIsInstance(run.blocks[-1].obj, mmap.mmap)
+
+    def test_a_large_block_is_there_before_it_is_written(self) -> None:
+        run = BlockRun(Arena())
+        before = resident()
+        places = run.room(BLOCK_SIZE, NO_LIMIT)
+        self.assertGreaterEqual(resident() - before, BLOCK_SIZE)
+        self.assertEqual(sum(map(len, places)), BLOCK_SIZE)
 
     def test_near_the_limit_smaller_blocks_use_it_up(self) -> None:
         limit = BLOCK_SIZE + 65536 + 2 * SMALLEST + 17
