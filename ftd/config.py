@@ -45,6 +45,7 @@ from ftd.config_keys import (
     Source,
 )
 from ftd.config_link import missing_for_tls
+from ftd.config_tls import tls_problems
 from ftd.config_values import BadValue, Key, printable
 from ftd.config_vm import (
     MOST_NETS,
@@ -250,6 +251,7 @@ def _read(path: Path) -> tuple[Config | None, list[ConfigError]]:
         pair = _read_pair(match[1], given, base, found, listeners)
         if pair is not None:
             pairs[pair.section] = pair
+            found += tls_problems(pair)
     found += _collisions(listeners)
     config = Config(path=path, api=api, pairs=pairs, **values)
     if len(pairs) > config.pairs_limit:

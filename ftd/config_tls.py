@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import attrs
@@ -123,6 +123,16 @@ class TlsFiles:
 
     def _error(self, key: str, detail: str) -> ConfigError:
         return ConfigError(detail, f"pair {self.section}", key)
+
+
+def tls_problems(config: PairConfig) -> Iterator[ConfigError]:
+    """What is wrong with a pair's files, tried as the daemon will."""
+    files = TlsFiles.of(config)
+    if files is not None:
+        try:
+            files.context()
+        except ConfigError as error:
+            yield error
 
 
 class _HasPassphrase(Exception):

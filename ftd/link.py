@@ -16,7 +16,6 @@ refuses would be dialled without a pause.
 from __future__ import annotations
 
 import random
-import socket
 from collections.abc import Callable
 from enum import Enum
 
@@ -26,10 +25,8 @@ from twisted.internet.interfaces import (
     IProtocol,
     IReactorTime,
     IStreamClientEndpoint,
-    ITCPTransport,
-    IUNIXTransport,
 )
-from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
 from ftd.link_protocol import LinkProtocol
@@ -37,22 +34,6 @@ from ftd.status import LinkState
 
 #: Seconds before the second attempt.
 _FIRST_WAIT = 0.1
-
-
-def tune_socket(protocol: Protocol, dead_time: float) -> None:
-    """
-    Set the options of a link's TCP connection: no delay for small frames, and a kernel that gives up on unacknowledged
-    data after ``dead_time`` seconds (TCP_USER_TIMEOUT, RFC 5482) rather than after a quarter of an hour.
-    """
-    transport = protocol.transport
-    # Twisted's unix transports inherit the interface of its TCP ones, but their sockets have no such options.
-    if not ITCPTransport.providedBy(transport) or IUNIXTransport.providedBy(transport):
-        return
-    transport.setTcpNoDelay(True)
-    transport.setTcpKeepAlive(True)
-    get_handle = getattr(transport, "getHandle", None)
-    if get_handle is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
-        get_handle().setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(dead_time * 1000))
 
 
 def _too_slow(result: IProtocol | Failure, seconds: float) -> IProtocol | Failure:

@@ -15,6 +15,7 @@ from twisted.logger import Logger
 from ftd.bandwidth import SharedBandwidth
 from ftd.bus import EventBus
 from ftd.config import PairConfig
+from ftd.config_tls import TlsFiles
 from ftd.errors import NotInState, PairFailed
 from ftd.history import History
 from ftd.link_protocol import LinkTimes, Traffic
@@ -31,6 +32,7 @@ from ftd.status import (
 )
 from ftd.trace import PairTrace
 from ftd.transport import LinkOptions
+from ftd.transport.tls_identity import TlsIdentity
 from ftd.wire.errors import ErrorCode, WireError
 from ftd.wire.session import Limits, Session
 from ftd.wire.states import State
@@ -66,6 +68,7 @@ class Pair:
     """
     One half-pair.  `ftd.primary.PrimaryPair` and `ftd.secondary.SecondaryPair` are the two kinds.
 
+    :raises ConfigError: if its link is TLS, and the files for that cannot be used.
     :ivar sessions: how often the link was opened.
     """
 
@@ -74,6 +77,8 @@ class Pair:
     def __init__(self, config: PairConfig, around: Surroundings) -> None:
         self.config = config
         self.name = config.section
+        files = TlsFiles.of(config)
+        self._tls = TlsIdentity(files) if files is not None else None
         self.trace = PairTrace(self.name, around.bus, config.trace)
         self.traffic = Traffic()
         self.history = History(self.name, around.bus, around.now)
@@ -224,6 +229,7 @@ class Pair:
             socket_buffer=config.socket_buffer,
             no_delay=config.no_delay,
             user_timeout=config.user_timeout,
+            tls=self._tls,
         )
 
     def _set_link(self, state: LinkState, detail: str = "") -> None:

@@ -23,7 +23,7 @@ from ftd.feed import Upload
 from ftd.history import Transaction
 from ftd.interfaces import IPrimaryPair
 from ftd.lineage import load_generation
-from ftd.link import Dialer, tune_socket
+from ftd.link import Dialer
 from ftd.pair import Pair, Surroundings
 from ftd.protocol import SenderProtocol
 from ftd.status import Commit, FtMode, LastCommitted, LinkState, OpenTransaction, Outcome
@@ -378,7 +378,6 @@ class PrimaryPair(Pair):
         """The session is open."""
         self._sender = sender
         self._dialer.session_opened()
-        tune_socket(sender, self.config.dead_time)
         self._take_standby_position(hello)
         self._note_committed(self._commits.resolve(hello, next_id))
         assert sender.transport is not None

@@ -19,7 +19,6 @@ from zope.interface import implementer
 from ftd.config import Ack, PairConfig, Peer
 from ftd.history import Transaction
 from ftd.interfaces import ICheckpointStore, ISecondaryPair, ISink, IStoringSink
-from ftd.link import tune_socket
 from ftd.pair import Pair, Surroundings
 from ftd.protocol import ReceiverProtocol
 from ftd.status import Checkpoint, FtMode, LastCommitted, LinkState, OpenTransaction, Outcome
@@ -137,7 +136,6 @@ class SecondaryPair(Pair):
     def opened(self, receiver: ReceiverProtocol) -> None:
         """The session is open."""
         assert receiver.transport is not None
-        tune_socket(receiver, self.config.dead_time)
         self._session_opened(self._peer_text(receiver.transport.getPeer()))
 
     def begun(self, id: int) -> None:

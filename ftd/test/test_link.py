@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 
 from twisted.internet.defer import Deferred, succeed
@@ -10,10 +9,8 @@ from twisted.internet.interfaces import (
     IProtocol,
     IProtocolFactory,
     IStreamClientEndpoint,
-    ITCPTransport,
-    IUNIXTransport,
 )
-from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.protocol import Factory, connectionDone
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
@@ -21,7 +18,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from ftd.bus import EventBus
-from ftd.link import Dialer, tune_socket
+from ftd.link import Dialer
 from ftd.link_protocol import LinkProtocol, Traffic
 from ftd.status import LinkState
 from ftd.test.link_case import TIMES, ScriptedPeer
@@ -339,77 +336,3 @@ class StopTests(DialerTestCase):
         self.clock.advance(60)
         self.network.pump()
         self.assertEqual((self.standing, len(self.network.links)), (1, 2))
-
-
-@implementer(ITCPTransport)
-class TcpTransport(StringTransport):
-    """
-    :ivar options: what was set.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.options: list[tuple[int, int, int]] = []
-
-    def setTcpNoDelay(self, enabled: bool) -> None:
-        """See `ITCPTransport`."""
-        self.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, enabled)
-
-    def getTcpNoDelay(self) -> bool:
-        """See `ITCPTransport`."""
-        return False
-
-    def setTcpKeepAlive(self, enabled: bool) -> None:
-        """See `ITCPTransport`."""
-        self.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, enabled)
-
-    def getTcpKeepAlive(self) -> bool:
-        """See `ITCPTransport`."""
-        return False
-
-    def loseWriteConnection(self) -> None:
-        """See `ITCPTransport`."""
-
-    def getHandle(self) -> TcpTransport:
-        """The socket."""
-        return self
-
-    def setsockopt(self, level: int, option: int, value: int) -> None:
-        """See `socket.socket`."""
-        self.options.append((level, option, value))
-
-
-@implementer(IUNIXTransport)
-class UnixTransport(TcpTransport):
-    """Twisted's have the options of TCP by inheritance only."""
-
-    def sendFileDescriptor(self, descriptor: int) -> None:  # noqa: N802
-        """See `IUNIXTransport`."""
-
-
-class TuneSocketTests(SynchronousTestCase):
-    def test_a_tcp_connection_sends_at_once_and_is_given_up_after_dead_time(self) -> None:
-        protocol = Protocol()
-        transport = TcpTransport()
-        protocol.makeConnection(transport)
-        tune_socket(protocol, 2.5)
-        self.assertEqual(
-            transport.options,
-            [
-                (socket.IPPROTO_TCP, socket.TCP_NODELAY, True),
-                (socket.SOL_SOCKET, socket.SO_KEEPALIVE, True),
-                (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 2500),
-            ],
-        )
-
-    def test_another_connection_is_left_as_it_is(self) -> None:
-        protocol = Protocol()
-        protocol.makeConnection(StringTransport())
-        tune_socket(protocol, 2.5)
-
-    def test_so_is_a_unix_one_though_it_looks_like_tcp(self) -> None:
-        protocol = Protocol()
-        transport = UnixTransport()
-        protocol.makeConnection(transport)
-        tune_socket(protocol, 2.5)
-        self.assertEqual(transport.options, [])
