@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import attrs
 from twisted.internet.interfaces import IPushProducer, IReactorTime
 from twisted.internet.protocol import connectionDone
@@ -9,6 +12,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ftd.inbox import Inbox
+from ftd.interfaces import IInPlaceSink
 from ftd.link_protocol import LinkProtocol, LinkTimes, ReceiverOwner, Traffic
 from ftd.trace import PairTrace
 from ftd.transport import DEFAULT_OPTIONS, LinkOptions
@@ -18,10 +22,12 @@ from ftd.wire.events import (
     Cancelled,
     CommitRequested,
     DigestMismatch,
+    HelloReceived,
     Payload,
     ReceiverEvent,
 )
 from ftd.wire.hello import Hello
+from ftd.wire.placement import Placed
 from ftd.wire.receiver import ReceiverMachine
 from ftd.wire.states import State
 
@@ -55,7 +61,7 @@ class ReceiverProtocol(LinkProtocol):
         self._ack_first = ack_first
         self._told: Hello | None = None
         self._has_claim = False
-        self._inbox = Inbox(self._on_event, self._is_held)
+        self._inbox = Inbox(machine, self._on_event, self._is_held)
         self._sink_has_begun = False
         self._sink_is_full = False
         self._is_committing = False
@@ -101,8 +107,25 @@ class ReceiverProtocol(LinkProtocol):
         self.traffic.received += len(data)
         self._sign_of_life()
         if self._error is None:
-            self._inbox.put(self.machine.receive(data))
-            self._drain()
+            self._take_in(data)
+
+    def places(self) -> Sequence[memoryview]:
+        """See `ftd.transport.LinkEnd`.  Nothing has a place while something that was read before it waits."""
+        if self.machine.state is not State.CONTINUE or self._is_held() or not self._inbox.is_empty:
+            return ()
+        return self.machine.places()
+
+    def placed(self, size: int) -> None:
+        """See `ftd.transport.LinkEnd`."""
+        self.traffic.received += size
+        self._sign_of_life()
+        if self._error is not None:
+            return
+        payload, rest = self.machine.placed(size)
+        if payload:
+            self._filled(payload)
+        if rest:
+            self._take_in(rest)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         error = self._ended(reason, self.machine.end_of_stream())
@@ -136,6 +159,12 @@ class ReceiverProtocol(LinkProtocol):
         self._sign_of_life()
         self.link.write(data)
 
+    def _take_in(self, data: bytes | memoryview) -> None:
+        try:
+            self._inbox.put(data)
+        except WireError as error:
+            self.fail(error)
+
     def _drain(self) -> None:
         try:
             self._inbox.drain()
@@ -168,24 +197,40 @@ class ReceiverProtocol(LinkProtocol):
             self.link.resume_reading()
 
     def _on_event(self, event: ReceiverEvent) -> None:
-        if isinstance(event, Payload):
+        _TAKEN[type(event)](self, event)
+
+    def _on_payload(self, event: Payload) -> None:
+        if not self._sink_has_begun:
             self._begin_sink()
-            self._owner.sink.write(event.view)
-        elif isinstance(event, Begun):
-            if not self._has_claim:
-                # A Kemari sender shows itself by its first BEGIN.
-                self._take_claim(None)
-        elif isinstance(event, CommitRequested):
-            self._commit_requested(event)
-        elif isinstance(event, Cancelled):
-            self._abort_sink()
-            self._owner.cancelled()
-        elif isinstance(event, DigestMismatch):
-            self._abort_sink()
-            self._send(self.machine.refuse(ErrorCode.RECV_PAYLOAD))
-            self._owner.damaged(event)
-        else:
-            self._greeted_by(event.hello)
+        self._owner.sink.write(event.view)
+
+    def _on_placed(self, event: Placed) -> None:
+        self._filled(len(event.view))
+
+    def _on_begun(self, event: Begun) -> None:  # noqa: ARG002
+        if not self._has_claim:
+            # A Kemari sender shows itself by its first BEGIN.
+            self._take_claim(None)
+
+    def _on_cancelled(self, event: Cancelled) -> None:  # noqa: ARG002
+        self._abort_sink()
+        self._owner.cancelled()
+
+    def _on_mismatch(self, event: DigestMismatch) -> None:
+        self._abort_sink()
+        self._send(self.machine.refuse(ErrorCode.RECV_PAYLOAD))
+        self._owner.damaged(event)
+
+    def _room(self, size: int) -> Sequence[memoryview]:
+        """Where the sink wants the next payload; nowhere as long as it does not know of a transaction."""
+        if not self._sink_has_begun:
+            return ()
+        sink: IInPlaceSink = self._owner.sink  # type: ignore[assignment]
+        return sink.room(size)
+
+    def _filled(self, size: int) -> None:
+        sink: IInPlaceSink = self._owner.sink  # type: ignore[assignment]
+        sink.filled(size)
 
     def _begin_sink(self) -> None:
         """Not before there is something for it: a heartbeat, which has no frame, never reaches the sink."""
@@ -199,7 +244,8 @@ class ReceiverProtocol(LinkProtocol):
             self._sink_has_begun = False
             self._owner.sink.abort()
 
-    def _greeted_by(self, hello: Hello) -> None:
+    def _greeted_by(self, event: HelloReceived) -> None:
+        hello = event.hello
         if self._told != self._owner.hello():
             self.refuse_session("another session has changed what this side holds; connect again")
             return
@@ -215,6 +261,8 @@ class ReceiverProtocol(LinkProtocol):
             return
         self._has_claim = True
         self._owner.sink.registerProducer(self, True)
+        if IInPlaceSink.providedBy(self._owner.sink):
+            self.machine.room = self._room
         self._session_is_open()
         self._owner.opened(self)
 
@@ -269,3 +317,15 @@ class ReceiverProtocol(LinkProtocol):
 
     def _waits_for_peer(self) -> bool:
         return not self._kemari and not self._input_is_frozen and self.machine.state is not State.COMMIT
+
+
+#: What is done with each event.
+_TAKEN: dict[type[ReceiverEvent], Callable[[ReceiverProtocol, Any], None]] = {
+    Payload: ReceiverProtocol._on_payload,
+    Placed: ReceiverProtocol._on_placed,
+    Begun: ReceiverProtocol._on_begun,
+    CommitRequested: ReceiverProtocol._commit_requested,
+    Cancelled: ReceiverProtocol._on_cancelled,
+    DigestMismatch: ReceiverProtocol._on_mismatch,
+    HelloReceived: ReceiverProtocol._greeted_by,
+}

@@ -40,25 +40,27 @@ class Deframer:
     generator is lazy, so a header that is refused costs nothing.
     """
 
-    __slots__ = ("_partial", "_unpack", "payload_left")
+    __slots__ = ("partial", "payload_left", "unpack")
 
     def __init__(self, byte_order: ByteOrder) -> None:
-        self._unpack = _STRUCTS[byte_order].unpack_from
-        self._partial = bytearray()
+        #: Four numbers out of a buffer, at an offset.
+        self.unpack = _STRUCTS[byte_order].unpack_from
+        #: The start of a header whose rest is still to come.
+        self.partial = bytearray()
         #: Payload bytes of the current frame that are still to come.
         self.payload_left = 0
 
     @property
     def inside_header(self) -> bool:
         """Whether the stream stands in the middle of a header."""
-        return bool(self._partial)
+        return bool(self.partial)
 
     def feed(self, data: bytes | memoryview) -> Iterator[Header | memoryview]:
         """Cut ``data``, the next bytes of the stream; a view is good for as long as ``data`` is."""
         view = memoryview(data)
         size = len(view)
         at = 0
-        unpack = self._unpack
+        unpack = self.unpack
         while at < size:
             if self.payload_left:
                 end = min(size, at + self.payload_left)
@@ -66,14 +68,14 @@ class Deframer:
                 yield view[at:end]
                 at = end
                 continue
-            if self._partial or size - at < HEADER_SIZE:
-                end = min(size, at + HEADER_SIZE - len(self._partial))
-                self._partial += view[at:end]
+            if self.partial or size - at < HEADER_SIZE:
+                end = min(size, at + HEADER_SIZE - len(self.partial))
+                self.partial += view[at:end]
                 at = end
-                if len(self._partial) < HEADER_SIZE:
+                if len(self.partial) < HEADER_SIZE:
                     return
-                header = Header._make(unpack(self._partial))
-                self._partial.clear()
+                header = Header._make(unpack(self.partial))
+                self.partial.clear()
             else:
                 header = Header._make(unpack(view, at))
                 at += HEADER_SIZE

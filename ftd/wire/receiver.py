@@ -1,23 +1,26 @@
 """
 The receiver's machine.
 
-Payload goes through it in views; it keeps of a transaction only its counters and its digest, so that there is
-nothing to allocate and nothing to hand over too early.  What a transaction is worth is decided at COMMIT and by the
-caller's answer.
+Payload goes through it in views, or never goes through it at all: it says where payload may be read to, and looks only
+at the headers then.  It keeps of a transaction only its counters and its digest, so that there is nothing to allocate
+and nothing to hand over too early.  What a transaction is worth is decided at COMMIT and by the caller's answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import xxhash
 
+from ftd.wire import placement
 from ftd.wire.constants import (
     DIGEST_SIZE,
     FEATURE_ATOMIC,
     FEATURE_DIGEST,
     FEATURE_NACK,
+    HEADER_SIZE,
     ID_MODULUS,
+    MAX_SEQ,
     ByteOrder,
     Command,
 )
@@ -32,8 +35,14 @@ from ftd.wire.events import (
     ReceiverEvent,
 )
 from ftd.wire.framing import Header
+from ftd.wire.placement import Placed, Placement, Room
 from ftd.wire.session import NO_TRACE, Limits, Session, WireTrace
 from ftd.wire.states import INSIDE, RECEIVER, Action, Call, State
+
+_NOTHING = memoryview(b"")
+
+#: What may come of a transaction that is dropped.
+_OF_A_TRANSACTION = frozenset({Command.BEGIN, Command.CONTINUE, Command.COMMIT, Command.CANCEL, Command.ATOMIC})
 
 
 class ReceiverMachine(Session):
@@ -61,7 +70,14 @@ class ReceiverMachine(Session):
         #: CONTINUE frames and payload bytes of the open transaction so far.
         self.seq = 0
         self.size = 0
+        #: Where payload may be put; ``None`` where it is only ever passed on.
+        self.room: Room | None = None
         self._kemari = kemari
+        self._plan = Placement(byte_order)
+        # What is being received, and how much of it has been looked at.
+        self._view = memoryview(b"")
+        self._at = 0
+        self._is_dropping = False
         self._digest = xxhash.xxh3_64()
         self._sent_digest = bytearray()
         self._current = Action.BEGIN
@@ -102,6 +118,7 @@ class ReceiverMachine(Session):
         if not self.can_refuse:
             raise CallRefused("the sender does not understand a NACK", self.state.value)
         self._answer(Call.REFUSE)
+        self._is_dropping = self.window > 1
         return self._frame(Command.NACK, self.id, code, 0)
 
     def _answer(self, call: Call) -> None:
@@ -119,31 +136,144 @@ class ReceiverMachine(Session):
 
         :raises WireError: while drained; the session is over then.
         """
+        deframer = self._deframer
+        partial = deframer.partial
+        view = self._view = memoryview(data)
+        size = len(view)
+        at = 0
         try:
-            for piece in self._deframer.feed(data):
-                if self._current is Action.ATOMIC and not isinstance(piece, Header):
-                    yield from self._on_atomic_payload(piece)
-                    continue
-                event = self._on_header(piece) if isinstance(piece, Header) else self._on_payload(piece)
-                if event is not None:
+            while at < size:
+                event: ReceiverEvent | None
+                if deframer.payload_left:
+                    piece = view[at : at + deframer.payload_left]
+                    at += len(piece)
+                    deframer.payload_left -= len(piece)
+                    if self._current is Action.ATOMIC:
+                        event = self._on_atomic_payload(piece)
+                    else:
+                        event = self._on_payload(piece)
+                elif partial or size - at < HEADER_SIZE:
+                    end = at + HEADER_SIZE - len(partial)
+                    partial += view[at:end]
+                    if end > size:
+                        return
+                    at = end
+                    header = Header._make(deframer.unpack(partial))
+                    partial.clear()
+                    deframer.payload_left = header.payload_len
+                    event = self._on_header(header)
+                elif (placed := self._take_run(view, at)) is not None:
+                    at += len(placed.view) + placed.frames * HEADER_SIZE
+                    event = placed
+                else:
+                    header = Header._make(deframer.unpack(view, at))
+                    at += HEADER_SIZE
+                    deframer.payload_left = header.payload_len
+                    event = self._on_header(header)
+                while event is not None:
+                    self._at = at
                     yield event
-                if self._current is Action.ATOMIC and not self._deframer.payload_left:
-                    yield self._requested()
+                    if self._view is not view:
+                        view = self._view
+                        size = len(view)
+                        at = 0
+                    event = self._behind_atomic() if self._current is Action.ATOMIC else None
         except WireError:
             self.close()
             raise
+        finally:
+            self._view = _NOTHING
+
+    def keep_rest(self) -> None:
+        """
+        The bytes that are being received are about to go, and the one who takes the events will be back later: what has
+        not been looked at is copied.
+        """
+        self._view = memoryview(bytes(self._view[self._at :]))
+        self._at = 0
+
+    def places(self) -> Sequence[memoryview]:
+        """
+        Where the next bytes of the stream may be read to instead of being received; empty if they have to be received.
+        They are good until the next call of this object.
+        """
+        if self.state is not State.CONTINUE or self.room is None:
+            return ()
+        left = self._deframer.payload_left
+        most = 0
+        if self._plan.predicted >= placement.LEAST_PREDICTED and self.size >= placement.PREDICTED_FROM:
+            most = self._most_predicted(left)
+        if not most and left < placement.LEAST_REST:
+            return ()
+        return self._plan.plan(self.room, left, self._deframer.partial, most)
+
+    def placed(self, size: int) -> tuple[int, bytes]:
+        """
+        The next ``size`` bytes of the stream are in the `places`.
+
+        :return: how many payload bytes are in the room now, and bytes that have to be received behind that.
+        """
+        plan = self._plan
+        deframer = self._deframer
+        frames, payload, left, partial, rest = plan.sort(size, self.id, self.seq)
+        if payload:
+            if self._trace.ft_trans_recv_payload is not None:
+                self._trace.ft_trans_recv_payload(payload, deframer.payload_left, self.size)
+            for piece in plan.filled(payload):
+                self._digest.update(piece)
+            self.size += payload
+        self.seq += frames
+        deframer.payload_left = left
+        if partial or frames:
+            deframer.partial[:] = partial
+        return payload, rest
 
     def end_of_stream(self) -> WireError | None:
         """The peer closed the link: what that cut short, ``None`` if nothing."""
+        self._plan.forget()
         error = self._end_of_stream(f"transaction {self.id} was committed" if self.is_inside else "")
         self.close()
         return error
 
+    def _most_predicted(self, left: int) -> int:
+        """
+        How many frames of the predicted length may follow behind ``left`` bytes without breaking a limit.  None where
+        each header has to be looked at on its own.
+        """
+        trace = self._trace
+        if self._kemari or trace.ft_trans_recv_header is not None or trace.ft_trans_recv_payload is not None:
+            return 0
+        length = self._plan.predicted
+        return max(0, min((self.limits.max_transaction - self.size - left) // length, MAX_SEQ - self.seq))
+
+    def _take_run(self, view: memoryview, at: int) -> Placed | None:
+        """Put the payload of several frames, the first of which starts at ``at``, to where there is room for it."""
+        plan = self._plan
+        length = plan.predicted
+        enough = placement.LEAST_RUN * length
+        if not length or self.state is not State.CONTINUE or len(view) - at < enough or self.room is None:
+            return None
+        frames = plan.run(view, at, self._most_predicted(0), self.id, self.seq)
+        room = self.room(frames * length) if frames else ()
+        if not room or len(room[0]) < enough:
+            return None
+        frames = min(frames, len(room[0]) // length)
+        filled = room[0][: frames * length]
+        plan.copy_run(view, at, frames, filled)
+        self._digest.update(filled)
+        self.seq += frames
+        self.size += frames * length
+        return Placed(filled, frames)
+
     def _on_header(self, header: Header) -> ReceiverEvent | None:
+        if self._is_dropping and header.id != self.id and self.state is State.NACK:
+            self._drop(header)
+            return None
         action = self._current = self._command(header)
         if action is Action.CONTINUE:
             self._check_place(header)
             self._check_size(header.payload_len)
+            self._plan.note(header.payload_len)
             self._last_was_empty = not header.payload_len
             self.seq += 1
             return None
@@ -163,15 +293,19 @@ class ReceiverMachine(Session):
         return self._on_commit(header)
 
     def _on_commit(self, header: Header) -> ReceiverEvent | None:
+        self._check_commit(header)
+        if FEATURE_DIGEST not in self.features:
+            return self._requested()
+        self._sent_digest.clear()
+        return None
+
+    def _check_commit(self, header: Header) -> None:
         if FEATURE_DIGEST not in self.features:
             self._expect_no_payload(header)
-            return self._requested()
-        if header.payload_len != DIGEST_SIZE:
+        elif header.payload_len != DIGEST_SIZE:
             raise WireError(
                 ErrorCode.STATE_INVALID, f"COMMIT carries {header.payload_len} bytes instead of the agreed digest's 8"
             )
-        self._sent_digest.clear()
-        return None
 
     def _on_atomic(self, header: Header) -> ReceiverEvent | None:
         if FEATURE_ATOMIC not in self.features:
@@ -184,29 +318,61 @@ class ReceiverMachine(Session):
         self._sent_digest.clear()
         return Begun(self.id)
 
+    def _drop(self, header: Header) -> None:
+        """
+        A frame of a transaction that was in flight behind one that was refused.  Its sender did not know yet; as soon
+        as it does it begins with the refused one's id.
+        """
+        if self._trace.ft_trans_recv_header is not None:
+            self._trace.ft_trans_recv_header(header.cmd)
+        behind = (header.id - self.id) % ID_MODULUS
+        if header.cmd not in _OF_A_TRANSACTION:
+            raise WireError(ErrorCode.STATE_INVALID, self._why_not(header))
+        if behind >= self.window:
+            raise WireError(
+                ErrorCode.STATE_INVALID,
+                f"{Command(header.cmd).name} of id {header.id}, expected id {self.id} again, or what may have been in"
+                f" flight behind it, up to id {(self.id + self.window - 1) % ID_MODULUS}",
+            )
+        if header.cmd == Command.COMMIT:
+            self._check_commit(header)
+        elif header.cmd in (Command.BEGIN, Command.CANCEL):
+            self._expect_no_payload(header)
+        elif header.payload_len > self.limits.max_payload + DIGEST_SIZE:
+            self._check_size(header.payload_len)
+        self._current = Action.DROP
+
     def _on_payload(self, piece: memoryview) -> ReceiverEvent | None:
         self._expect_open()
         action = self._current
         if action is Action.CONTINUE:
             return self._absorb(piece)
+        if action is Action.DROP:
+            return None
         if action is Action.READ_HELLO:
             hello = self._take_hello(piece)
             return HelloReceived(hello) if hello is not None else None
         self._sent_digest += piece
         return None if self._deframer.payload_left else self._compared()
 
-    def _on_atomic_payload(self, piece: memoryview) -> Iterator[ReceiverEvent]:
+    def _on_atomic_payload(self, piece: memoryview) -> ReceiverEvent | None:
         """State, and behind it the digest where it is agreed; both may lie in one piece."""
         self._expect_open()
         tail = DIGEST_SIZE if FEATURE_DIGEST in self.features else 0
         state_left = max(0, self._deframer.payload_left + len(piece) - tail)
-        if state_left:
-            yield self._absorb(piece[:state_left])
         self._sent_digest += piece[state_left:]
-        if not self._deframer.payload_left:
-            yield self._compared() if tail else self._requested()
+        return self._absorb(piece[:state_left]) if state_left else self._behind_atomic()
+
+    def _behind_atomic(self) -> ReceiverEvent | None:
+        """An ATOMIC that has arrived whole is a COMMIT as well, which is told of once what came before has been."""
+        if self._current is not Action.ATOMIC or self._deframer.payload_left:
+            return None
+        event = self._compared() if FEATURE_DIGEST in self.features else self._requested()
+        self._current = Action.RETIRE
+        return event
 
     def _start(self, header: Header) -> None:
+        self._is_dropping = False
         self.seq = 0
         self.size = 0
         self._digest.reset()
