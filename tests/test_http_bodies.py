@@ -27,7 +27,7 @@ def _pairs(count: int) -> dict[str, Section]:
 class LargeBodyTests(EndToEndCase):
     async def compare(self, daemon: Daemon, name: str, state: bytes) -> None:
         """Get what a standby has, as a whole and in parts."""
-        self.assertEqual(await daemon.checkpoint(f"{name}-standby"), state)
+        self.assertTrue(await daemon.checkpoint(f"{name}-standby") == state, "megabytes need not be shown")
         path = f"/v1/pairs/{name}-standby/checkpoints/latest"
         for first, end in ((1, MIB), (len(state) // 2 + 1, len(state)), (len(state) - 10, len(state))):
             answer = await daemon.http.request("GET", path, headers={"Range": f"bytes={first}-{end - 1}"})

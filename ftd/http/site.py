@@ -115,10 +115,11 @@ class Channel(http.HTTPChannel):
         else:
             self._linger.heard()
 
-    def body_received(self, data: memoryview) -> None:
-        """Some of a large body, and nothing of what comes after it."""
+    def body_received(self, data: memoryview) -> bool:
+        """Some of a large body, and nothing of what comes after it; whether more is wanted now."""
         self.resetTimeout()
         self.rawDataReceived(data)
+        return not (self._body_is_paused or self._waitingForTransport)
 
     def allContentReceived(self) -> None:
         """The end of a body; from here on there is neither a pause nor an idle timer."""

@@ -12,8 +12,19 @@ from twisted.internet.tcp import Connection
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
+from ftd.errors import TooLarge
 from ftd.http import reading
-from ftd.http.reading import BLOCK, LARGE_BODY, LARGE_READ, SPARE_BLOCKS, BodyReader, ReadBlocks, is_plain
+from ftd.http.reading import (
+    BLOCK,
+    LARGE_BODY,
+    LARGE_READ,
+    READ,
+    READS_A_TURN,
+    SPARE_BLOCKS,
+    BodyReader,
+    ReadBlocks,
+    is_plain,
+)
 from ftd.interfaces import IUpload
 from ftd.test.api_case import ApiTestCase
 from ftd.testing.http_socket import MemorySocket, SocketConnection
@@ -67,7 +78,9 @@ class _SlowUpload:
 class ReaderCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.patch(reading, "BLOCK", 1000)
+        self.patch(reading, "READ", 1000)
         self.patch(reading, "_LEAST_ROOM", 100)
+        self.goes_on = False
         self.begin()
 
     def begin(self, size: int = 1_000_000) -> None:
@@ -80,10 +93,15 @@ class ReaderCase(SynchronousTestCase):
             cast(Connection, self.transport),
             self.blocks,
             cast(IUpload, self.upload),
-            self.upload.write,
+            self.deliver,
             lambda: size - self.upload.written,
             lambda: self.upload.written,
         )
+
+    def deliver(self, data: memoryview) -> bool:
+        """Take what was read; whether more is wanted."""
+        self.upload.write(data)
+        return self.goes_on
 
     def read(self, data: bytes) -> None:
         """``data`` arrives and is read in one go, as far as that goes."""
@@ -153,9 +171,10 @@ class BlocksTests(ReaderCase):
     def test_nor_one_that_is_being_given_to_the_upload(self) -> None:
         seen: list[int] = []
 
-        def deliver(_: memoryview) -> None:
+        def deliver(_: memoryview) -> bool:
             self.reader.give_back()
             seen.append(len(self.blocks))
+            return False
 
         self.patch(self.reader, "_deliver", deliver)
         self.read(b"a" * 10)
@@ -182,6 +201,36 @@ class BlocksTests(ReaderCase):
             block[:] = bytes(1000)
         self.upload.send(len(arrived))
         self.assertEqual(self.upload.sent, arrived)
+
+
+class TurnTests(ReaderCase):
+    """How much is read before others have their turn."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.patch(reading, "READ", 100)
+        self.goes_on = True
+
+    def test_as_long_as_reads_are_full(self) -> None:
+        self.read(b"a" * 250)
+        self.assertEqual([len(piece) for piece in self.upload.waiting], [100, 100, 50])
+        self.socket.most_taken = 99
+        self.read(b"a" * 250)
+        self.assertEqual(self.upload.written, 250 + 99)
+
+    def test_so_often_and_no_more(self) -> None:
+        self.read(b"a" * 1000)
+        self.assertEqual(self.upload.written, READS_A_TURN * 100)
+
+    def test_as_long_as_more_is_wanted(self) -> None:
+        self.goes_on = False
+        self.read(b"a" * 1000)
+        self.assertEqual(self.upload.written, 100)
+
+    def test_as_long_as_it_is_to_be_read_this_way(self) -> None:
+        self.patch(self.upload, "write", lambda _: self.reader.stop())
+        self.read(b"a" * 1000)
+        self.assertEqual(len(self.socket.incoming), 900)
 
 
 class ReadErrorTests(ReaderCase):
@@ -287,3 +336,23 @@ class ChoiceTests(ApiTestCase):
         self.primary.acknowledge()
         self.assertEqual(self.client.response().json()["bytes"], 3 * BLOCK)
         self.assertEqual(len(self.site.read_blocks), 1)
+
+    def test_a_pause_in_the_middle_of_a_turn(self) -> None:
+        connection = self.begin({"Content-Length": str(10 * READ)})
+        (upload,) = self.primary.uploads
+        upload.on_write = upload.body.pauseProducing
+        self.client.send(bytes(10 * READ))
+        self.assertEqual([len(chunk) for chunk in upload.chunks], [READ])
+        upload.on_write = lambda: upload.body.stopProducing() if len(upload.chunks) == 3 else None
+        upload.body.resumeProducing()
+        self.assertEqual([len(chunk) for chunk in upload.chunks], [READ] * 3)
+        self.assertNotIn("doRead", vars(connection))
+        self.assertEqual(self.client.response().status, 200)
+
+    def test_an_answer_in_the_middle_of_a_turn(self) -> None:
+        self.begin({"Content-Length": str(10 * READ)})
+        (upload,) = self.primary.uploads
+        upload.on_write = lambda: upload.break_off(TooLarge("that is all there may be"))
+        self.client.send(bytes(9 * READ))
+        self.assertEqual([len(chunk) for chunk in upload.chunks], [READ])
+        self.assert_problem(self.client.response(), 413, "too-large")
