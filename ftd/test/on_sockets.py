@@ -9,6 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ftd.test import link_case, pair_case
 from ftd.testing.fake_socket import SocketLink, SocketNetwork
+from ftd.transport import socket_transport
 
 
 def on_sockets(modules: Iterable[ModuleType], name: str) -> Mapping[str, type[SynchronousTestCase]]:
@@ -31,6 +32,8 @@ def _on_sockets(
     module: ModuleType, case: type[SynchronousTestCase], title: str, name: str
 ) -> type[SynchronousTestCase]:
     def set_up(self: SynchronousTestCase) -> None:
+        # The sockets of these tests are full after some hundred bytes.
+        self.patch(socket_transport, "GATHER", 1)
         for place in (link_case, pair_case, module):
             if hasattr(place, "Link"):
                 self.patch(place, "Link", SocketLink)

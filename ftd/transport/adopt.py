@@ -24,20 +24,20 @@ def adopt(transport: Any, end: TlsEnd, options: LinkOptions) -> LinkTransport:
     :param end: the protocol; it is Twisted's protocol of ``transport`` already.
     """
     if options.tls is None:
-        return _carry(transport, end)
+        return _carry(transport, end, options)
 
     def carry(tls: LinkEnd) -> LinkTransport:
         # Twisted's transports bring what comes to their protocol, which wants it from TLS only.
         end.dataReceived = tls.dataReceived  # type: ignore[method-assign]
-        return _carry(transport, tls)
+        return _carry(transport, tls, options)
 
     return TlsTransport(end, options.tls, carry)
 
 
-def _carry(transport: Any, end: LinkEnd) -> LinkTransport:
+def _carry(transport: Any, end: LinkEnd, options: LinkOptions) -> LinkTransport:
     # A connection that Twisted itself encrypts has a protocol of its own on its socket.
     if isinstance(transport, Connection) and not transport.TLS:
-        return SocketTransport(transport, end)
+        return SocketTransport(transport, end, options.latency_spin)
     return StockTransport(transport)
 
 

@@ -19,14 +19,18 @@ from __future__ import annotations
 import errno
 import itertools
 import socket
+import time
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall, IPushProducer
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from ftd.transport.base import LinkEnd
+from ftd.transport.spin import Crowd, SpinPolicy
 from ftd.wire.sender import Buffer
 
 #: Bytes that a link reads and sends before the rest of the process has its turn.
@@ -34,14 +38,14 @@ READ_TURN = 2 << 20
 SEND_TURN = 8 << 20
 #: Reads of a turn.
 READS = 4
+#: Seconds that a link may look for answers before that.
+LOOK_TURN = 1e-3
 #: Bytes of one read that the end has no places for.
 STAGING = 1 << 20
 #: Gathered bytes that are worth a system call.
 GATHER = 256 << 10
 #: Pieces of one system call; Linux takes up to 1,024 (IOV_MAX).
 PIECES = 1000
-#: Bytes of a read up to which a copy costs less than keeping to the rules of a view.
-SMALL = 4096
 
 #: What a socket says that would take something later.
 _LATER = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS})
@@ -75,6 +79,7 @@ class Staging:
 
 
 _STAGING = Staging()
+_CROWD = Crowd(time.perf_counter)
 
 
 def _nothing() -> None:
@@ -85,26 +90,42 @@ class SocketTransport:
     """
     :param connection: a `twisted.internet.tcp.Connection`, TCP or unix, connected, to which nothing has been written.
     :param end: who reads and writes.
+    :param latency_spin: see `LinkOptions`.
+    :param clock: seconds, for looking.
     :ivar unsent: bytes that wait in ``_queue``.
     """
 
+    log = Logger()
+
     __slots__ = (
+        "_clock",
         "_connection",
         "_end",
         "_is_blocked",
         "_is_broken",
+        "_is_expecting",
         "_is_gone",
         "_is_in_read",
         "_is_paused",
+        "_looking",
         "_queue",
         "_sent",
         "_socket",
+        "_spin",
         "_turn_end",
         "unsent",
     )
 
-    def __init__(self, connection: Any, end: LinkEnd) -> None:
+    def __init__(
+        self,
+        connection: Any,
+        end: LinkEnd,
+        latency_spin: float | None = 0.0,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.unsent = 0
+        self._spin = SpinPolicy(latency_spin)
+        self._clock = clock
         self._connection = connection
         self._socket: socket.socket = connection.socket
         self._end = end
@@ -117,6 +138,9 @@ class SocketTransport:
         # Sending has failed: what can still be read is read, then that is said.
         self._is_broken = False
         self._is_in_read = False
+        # What the end did during a read has an answer.
+        self._is_expecting = False
+        self._looking: IDelayedCall | None = None
         self._is_paused = False
         # Nothing is read or sent any more; the end may not have been told yet.
         self._is_gone = False
@@ -129,9 +153,16 @@ class SocketTransport:
         """See `LinkTransport`."""
         if self._is_gone:
             return
-        pieces = pieces if isinstance(pieces, (list, tuple)) else tuple(pieces)
-        self._queue.extend(pieces)
-        self.unsent += sum(map(len, pieces))
+        if isinstance(pieces, (list, tuple)):
+            self._queue.extend(pieces)
+            self.unsent += sum(map(len, pieces))
+        else:
+            # It may end as soon as the producer is paused.
+            for piece in pieces:
+                self._queue.append(piece)
+                self.unsent += len(piece)
+                if self.unsent >= GATHER and not self._is_blocked:
+                    self._send()
         if self._is_blocked:
             return
         if self.unsent >= GATHER:
@@ -181,6 +212,9 @@ class SocketTransport:
         if self._turn_end is not None:
             self._turn_end.cancel()
             self._turn_end = None
+        if self._is_gone:
+            self._give_back()
+            return False
         queue = self._queue
         while queue:
             batch = queue if len(queue) <= PIECES else queue[:PIECES]
@@ -271,6 +305,9 @@ class SocketTransport:
             self._connection.stopReading()
             return None
         assert not self._is_in_read, "a read inside of a read"
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
         self._is_in_read = True
         self._sent = 0
         try:
@@ -278,34 +315,93 @@ class SocketTransport:
         finally:
             self._is_in_read = False
 
-    def _read(self) -> Exception | None:
-        """Read, again and again for as long as there is more than one read takes, and what the end does about it."""
-        total = 0
-        for _ in range(READS):
+    def _read(self, budget: float = 0.0) -> Exception | None:
+        """
+        Read, again and again for as long as there is more than one read takes, or an answer to what the end does about
+        it is worth to be looked for.
+
+        :param budget: seconds to look for the first bytes.
+        """
+        clock = self._clock
+        began = since = clock() if budget else 0.0
+        total = reads = 0
+        while True:
             places = self._end.places()
             room = sum(map(len, places)) if places else STAGING
             into = places if places else (_STAGING.view(),)
-            try:
-                # The plain call is the faster one.
-                size = self._socket.recv_into(into[0]) if len(into) == 1 else self._socket.recvmsg_into(into)[0]
-            except OSError as error:
-                return None if error.errno in _LATER else CONNECTION_LOST
+            while True:
+                try:
+                    # The plain call is the faster one.
+                    size = self._socket.recv_into(into[0]) if len(into) == 1 else self._socket.recvmsg_into(into)[0]
+                    break
+                except OSError as error:
+                    if error.errno not in _LATER:
+                        return CONNECTION_LOST
+                    if budget and clock() - since < budget:
+                        continue
+                    if budget:
+                        self._spin.missed()
+                    return None
             if not size:
                 # A reset that was met in sending is not met again here.
                 return CONNECTION_LOST if self._is_broken else CONNECTION_DONE
+            if budget:
+                self._spin.answered(clock() - since)
+                budget = 0.0
             if places:
                 self._end.placed(size)
             else:
                 _STAGING.tell(self._end, size)
             if self._queue and not self._is_blocked:
                 self._send()
+            if not self._may_read():
+                return None
             total += size
-            if size < room or total >= READ_TURN or not self._may_read():
-                break
-        return None
+            reads += 1
+            if self._is_expecting:
+                self._is_expecting = False
+                since = clock()
+                began = began or since
+                budget = self._budget()
+                if budget and since - began > LOOK_TURN:
+                    self._looking = self._connection.reactor.callLater(0, self._look, budget)
+                    return None
+            if not budget and (size < room or total >= READ_TURN or reads >= READS):
+                return None
 
     def _may_read(self) -> bool:
         return not self._is_paused and not self._is_gone
+
+    # Looking for an answer
+
+    def expect_answer(self) -> None:
+        """See `LinkTransport`.  During a read the look follows it; otherwise it is for the next turn of the reactor."""
+        if self._is_in_read:
+            self._is_expecting = True
+        elif self._looking is None and self._may_read() and (budget := self._budget()):
+            self._looking = self._connection.reactor.callLater(0, self._look, budget)
+
+    def _budget(self) -> float:
+        budget = self._spin.budget()
+        return budget if budget and _CROWD.leaves_room(self) else 0.0
+
+    def _look(self, budget: float) -> None:
+        """What the reactor does when a socket is readable, before it says so."""
+        self._looking = None
+        if not self._may_read():
+            return
+        self._is_in_read = True
+        self._sent = 0
+        try:
+            why = self._read(budget)
+        except BaseException as error:
+            # Twisted has this end the connection when it comes out of ``doRead``.
+            self.log.failure("in a link that has read")
+            why = error if isinstance(error, Exception) else CONNECTION_LOST
+        finally:
+            self._is_in_read = False
+        if why is not None:
+            self._connection.readConnectionLost(Failure(why))
 
     # The end
 
@@ -333,9 +429,8 @@ class SocketTransport:
         self._is_gone = True
         self._queue.clear()
         self.unsent = 0
-        if self._turn_end is not None:
-            self._turn_end.cancel()
-            self._turn_end = None
-
-    def expect_answer(self) -> None:
-        """See `LinkTransport`."""
+        for call in (self._turn_end, self._looking):
+            if call is not None:
+                call.cancel()
+        self._turn_end = self._looking = None
+        _CROWD.leave(self)
