@@ -6,12 +6,7 @@ arena instead of to the allocator.  A run of bytes grows by another block, never
 
 Blocks come in four sizes.  The next block of a run is the largest that is no larger than what the run has already, so
 a transaction of 4 KiB takes 4 KiB, one of a gigabyte takes 4 MiB at a time, and none takes twice what it needs.  The
-larger ones are mappings that the kernel fills with pages as it makes them (MAP_POPULATE), at twice the speed at which
-they come one fault at a time while a socket is read into them.
-
-Rejected: huge pages (MADV_HUGEPAGE).  They are twice as fast again where the machine has such memory at hand, and five
-times as slow in a virtual machine that reports its free memory to the host, which is just the memory that huge pages
-are made of.  A thread that prepares memory ahead: the mapping call keeps the interpreter's lock.
+larger ones are mappings that have their pages from the beginning: see `ftd.sinks.fresh`.
 
 How much an arena keeps for later is what its sinks expect to need next, by the size of their last transactions; what is
 given back beyond that goes to the system.
@@ -19,13 +14,14 @@ given back beyond that goes to the system.
 
 from __future__ import annotations
 
-import mmap
 import weakref
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Final
+
+from ftd.sinks.fresh import FreshMemory, with_small_pages
 
 BLOCK_SIZE: Final = 1024 * 1024
 
@@ -65,6 +61,7 @@ class Arena:
     def __init__(self) -> None:
         self._free: dict[int, list[memoryview]] = {size: [] for size in _CLASSES}
         self._spare = dict.fromkeys(_CLASSES, 0)
+        self._fresh = FreshMemory(LARGEST)
 
     @property
     def unused(self) -> int:
@@ -74,7 +71,11 @@ class Arena:
     def take(self, size: int) -> memoryview:
         """A block with anything in it; ``size`` is one of the sizes that there are."""
         free = self._free[size]
-        return free.pop() if free else _fresh(size)
+        if free:
+            return free.pop()
+        if size == LARGEST:
+            return self._fresh.make()
+        return with_small_pages(size) if size == BLOCK_SIZE else memoryview(bytearray(size))
 
     def give(self, blocks: list[memoryview]) -> None:
         """Take back blocks that nobody uses any more; ``blocks`` is emptied."""
@@ -254,9 +255,3 @@ class BlockRun:
             size = next(size for size in reversed(_CLASSES) if size <= left and (size <= likely or size == SMALLEST))
             self.blocks.append(self._arena.take(size))
             self.capacity += size
-
-
-def _fresh(size: int) -> memoryview:
-    if size < BLOCK_SIZE:
-        return memoryview(bytearray(size))
-    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE))
