@@ -174,15 +174,17 @@ class Throttle:
     :param ready: called when more may go, after `take` gave less than was wanted.
     :ivar credit: bytes that the daemon's limit has granted.
     :ivar is_queued: whether more is wanted of it.
+    :ivar is_waiting: whether it is still to say that more may go.
     """
 
-    __slots__ = ("_bucket", "_clock", "_ready", "_shared", "_timer", "credit", "is_queued")
+    __slots__ = ("_bucket", "_clock", "_ready", "_shared", "_timer", "credit", "is_queued", "is_waiting")
 
     def __init__(
         self, clock: IReactorTime, rate: int, shared: SharedBandwidth | None, ready: Callable[[], None]
     ) -> None:
         self.credit = 0
         self.is_queued = False
+        self.is_waiting = False
         self._clock = clock
         self._bucket = TokenBucket(clock.seconds, rate)
         self._shared = shared
@@ -194,11 +196,6 @@ class Throttle:
         """Whether there is any limit."""
         return self._bucket.rate > 0 or (self._shared is not None and self._shared.rate > 0)
 
-    @property
-    def is_waiting(self) -> bool:
-        """Whether it is still to say that more may go."""
-        return self._timer is not None or self.is_queued
-
     def take(self, wanted: int) -> int:
         """How many of ``wanted`` bytes may go now; they are accounted for."""
         size = wanted
@@ -208,7 +205,8 @@ class Throttle:
             size = self._shared.take(self, size)
         if self._bucket.rate:
             self._bucket.spend(size)
-        if size < wanted and not self.is_queued:
+        self.is_waiting = size < wanted
+        if self.is_waiting and not self.is_queued:
             self._timer = self._clock.callLater(self._bucket.wait(), self.ready)
         return size
 
@@ -228,11 +226,13 @@ class Throttle:
     def ready(self) -> None:
         """More may go."""
         self._timer = None
+        self.is_waiting = False
         self._bucket.end_wait()
         self._ready()
 
     def close(self) -> None:
         """Nothing more is wanted."""
+        self.is_waiting = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

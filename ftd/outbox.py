@@ -12,7 +12,7 @@ A bandwidth limit freezes the output in the same way, until more may go.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from twisted.internet.interfaces import IReactorTime
 
@@ -22,11 +22,15 @@ from ftd.transport import LinkTransport
 from ftd.wire.errors import ErrorCode, WireError
 from ftd.wire.sender import Buffer
 
+#: Enough for one system call to be worth its price.
+PORTION = 256 * 1024
+
 
 class Outbox:
     """
     :param bandwidth: this pair's own limit, in bytes per second; 0 for none.
     :param shared: the limit that it shares with others.
+    :param portion: bytes after which the transport is asked whether it takes more, of those that waited.
     :param changed: called when `is_frozen` or `size` may have changed for another reason than a call of this object.
     :ivar size: bytes that were put while the output was frozen and have not gone yet.
     :ivar sent: bytes handed to the transport so far.
@@ -36,6 +40,7 @@ class Outbox:
     __slots__ = (
         "_capacity",
         "_changed",
+        "_portion",
         "_queue",
         "_throttle",
         "_trace",
@@ -53,6 +58,7 @@ class Outbox:
         bandwidth: int,
         changed: Callable[[], None],
         shared: SharedBandwidth | None = None,
+        portion: int = PORTION,
     ) -> None:
         self.size = 0
         self.sent = 0
@@ -63,6 +69,7 @@ class Outbox:
         self._changed = changed
         self._queue: deque[Buffer] = deque()
         self._capacity = 0
+        self._portion = portion
 
     @property
     def is_frozen(self) -> bool:
@@ -79,7 +86,7 @@ class Outbox:
         """Bytes that wait because the output is frozen, wherever they do."""
         return self.size + self._transport.unsent if self.is_full else self.size
 
-    def put(self, pieces: Iterable[Buffer], flush: bool = False) -> None:
+    def put(self, pieces: Sequence[Buffer], flush: bool = False) -> None:
         """
         Send the pieces in order, now or when the output thaws.  They must not change until then.
 
@@ -90,8 +97,10 @@ class Outbox:
                 self._append(piece)
             return
         if self._throttle.is_on:
-            pieces = list(pieces)
             self._transport.gather(self._within(pieces, self._throttle.take(sum(map(len, pieces)))))
+        elif len(pieces) == 1:
+            self.sent += len(pieces[0])
+            self._transport.gather(pieces)
         else:
             self._transport.gather(self._passing(pieces))
         if flush:
@@ -138,7 +147,8 @@ class Outbox:
         self._throttle.close()
 
     def _append(self, piece: Buffer) -> None:
-        self._queue.append(piece)
+        if piece:
+            self._queue.append(piece)
         self.size += len(piece)
         if self.size > self._capacity:
             if self._trace.ft_trans_realloc is not None:
@@ -180,32 +190,36 @@ class Outbox:
             self._throttle.give_back(allowed)
 
     def _leaving(self, allowed: int) -> Iterator[Buffer]:
-        """From the front of the queue, up to ``allowed`` bytes and while the transport takes more."""
-        queue = self._queue
-        while queue and not self.is_full:
+        """A portion from the front of the queue, up to ``allowed`` bytes and while the transport takes more."""
+        queue, portion = self._queue, self._portion
+        while queue and not self.is_full and allowed and portion > 0:
             piece = queue[0]
             size = len(piece)
             if size <= allowed:
                 queue.popleft()
-            elif allowed:
+            else:
                 view = memoryview(piece)
                 queue[0] = view[allowed:]
                 piece, size = view[:allowed], allowed
-            else:
-                break
             allowed -= size
+            portion -= size
             self.size -= size
             self.sent += size
             yield piece
-        if allowed and self._throttle.is_on:
-            self._throttle.give_back(allowed)
 
     def _flush(self) -> None:
         requested = self.size
         if requested and not self._throttle.is_waiting:
-            allowed = self._throttle.take(requested) if self._throttle.is_on else requested
-            self._transport.gather(self._leaving(allowed))
-            self._transport.flush()
+            left = self._throttle.take(requested) if self._throttle.is_on else requested
+            while left and self._queue and not self.is_full:
+                before = self.sent
+                self._transport.gather(self._leaving(left))
+                self._transport.flush()
+                if self.sent == before:
+                    break
+                left -= self.sent - before
+            if left and self._throttle.is_on:
+                self._throttle.give_back(left)
         if self._trace.ft_trans_flush is not None:
             self._trace.ft_trans_flush(requested - self.size, requested)
 

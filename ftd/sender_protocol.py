@@ -12,7 +12,7 @@ from zope.interface import implementer
 from ftd.bandwidth import SharedBandwidth
 from ftd.heartbeat import Heartbeat
 from ftd.link_protocol import LinkProtocol, LinkTimes, SenderOwner, Traffic
-from ftd.outbox import Outbox
+from ftd.outbox import PORTION, Outbox
 from ftd.trace import PairTrace
 from ftd.transport import DEFAULT_OPTIONS, LinkOptions
 from ftd.wire.errors import ErrorCode, WireError
@@ -155,7 +155,9 @@ class SenderProtocol(LinkProtocol):
 
     def connectionMade(self) -> None:
         super().connectionMade()
-        self._outbox = Outbox(self.link, self.clock, self.trace, self._bandwidth, self._regulate, self._shared)
+        # Small against the buffer, so that half of that is not gone in one step.
+        portion = min(PORTION, self._buffer_limit // 4)
+        self._outbox = Outbox(self.link, self.clock, self.trace, self._bandwidth, self._regulate, self._shared, portion)
         self.link.register_producer(self)
 
     def pauseProducing(self) -> None:
@@ -217,9 +219,11 @@ class SenderProtocol(LinkProtocol):
         outbox = self._outbox
         self.traffic.sent += outbox.sent - self._counted
         self._counted = outbox.sent
-        self._note_waiting()
+        is_waiting = self._waits_for_peer()
+        if is_waiting is not self._was_waiting:
+            self._note_waiting()
         is_frozen = outbox.is_frozen
-        if is_frozen != self._was_frozen:
+        if is_frozen is not self._was_frozen:
             self._was_frozen = is_frozen
             self._owner.freeze_changed()
         if self._is_closing and not outbox.size and not outbox.is_full:
@@ -257,7 +261,9 @@ class SenderProtocol(LinkProtocol):
         self._look_drained()
 
     def _on_event(self, event: SenderEvent) -> None:
-        if isinstance(event, HelloReceived) and event.hello.state == PROMOTED:
+        if isinstance(event, Acknowledged):
+            self._owner.acknowledged(event.transaction)
+        elif isinstance(event, HelloReceived) and event.hello.state == PROMOTED:
             self.fail(WireError(ErrorCode.STATE_INVALID, f"the standby has been promoted on {event.hello.node}"))
             self._owner.superseded(event.hello)
         elif isinstance(event, HelloReceived):
@@ -267,8 +273,6 @@ class SenderProtocol(LinkProtocol):
             self._owner.opened(self, self.machine.peer_hello, event.next_id)
             if not self.machine.peer_is_kemari:
                 self._heartbeat.start()
-        elif isinstance(event, Acknowledged):
-            self._owner.acknowledged(event.transaction)
         else:
             if event.cancel:
                 self._put((event.cancel,), flush=True)
@@ -292,4 +296,5 @@ class SenderProtocol(LinkProtocol):
 
     def _waits_for_peer(self) -> bool:
         # What the bandwidth limit holds back is this side's business: the peer has not been asked yet.
-        return self._outbox.is_full or (bool(self.machine.in_flight) and not self._outbox.size)
+        outbox = self._outbox
+        return outbox.is_full or (not outbox.size and len(self.machine.in_flight) > 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +15,7 @@ from ftd.outbox import Outbox
 from ftd.test.wire.profile import examples
 from ftd.trace import TRACE_EVENTS, PairTrace
 from ftd.transport.stock import StockTransport
+from ftd.wire.sender import Buffer
 
 
 class NotingTransport(StringTransport):
@@ -33,6 +34,36 @@ class NotingTransport(StringTransport):
         super().write(data)
         self.written.append(data)
         self.when_written()
+
+
+class LazyLink(StockTransport):
+    """
+    Takes what it gets, and sends it when the test says so.
+
+    :ivar flushes: how often it was asked to.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.flushes = 0
+        self._held: list[Buffer] = []
+
+    @property
+    def unsent(self) -> int:
+        """See `LinkTransport`."""
+        return sum(map(len, self._held))
+
+    def gather(self, pieces: Iterable[Buffer]) -> None:
+        """See `LinkTransport`."""
+        self._held += pieces
+
+    def flush(self) -> None:
+        """See `LinkTransport`."""
+        self.flushes += 1
+
+    def take_all(self) -> None:
+        """All of it is with the kernel."""
+        self._held.clear()
 
 
 class OutboxTests(SynchronousTestCase):
@@ -80,6 +111,29 @@ class OutboxTests(SynchronousTestCase):
         self.assertEqual((self.transport.written, self.outbox.size), ([b"header"], 7))
         self.outbox.resume()
         self.assertEqual(self.transport.written, [b"header", b"payload"])
+
+    def test_a_piece_of_no_bytes_waits_for_nothing(self) -> None:
+        """As the payload of an empty frame is one."""
+        self.transport.when_written = self.outbox.pause
+        self.outbox.put((b"header", b""))
+        self.transport.when_written = lambda: None
+        self.outbox.resume()
+        self.outbox.put((b"next",))
+        self.assertEqual((b"".join(self.transport.written), self.outbox.size), (b"headernext", 0))
+
+    def test_what_the_transport_has_taken_over_is_unsent_until_it_says_so(self) -> None:
+        link = LazyLink()
+        outbox = Outbox(link, self.clock, PairTrace("demo", self.bus), 0, self.changed)
+        outbox.put((b"header", b"payload"))
+        self.assertEqual((outbox.size, outbox.unsent, outbox.backlog, link.flushes), (0, 13, 0, 0))
+        outbox.put((b"commit",), flush=True)
+        self.assertEqual((outbox.unsent, link.flushes), (19, 1))
+        outbox.pause()
+        outbox.put((b"begin",), flush=True)
+        self.assertEqual((outbox.size, outbox.unsent, outbox.backlog, link.flushes), (5, 24, 24, 1))
+        link.take_all()
+        outbox.resume()
+        self.assertEqual((outbox.size, outbox.unsent, outbox.backlog, link.flushes), (0, 5, 0, 2))
 
     def test_it_is_full_while_the_transport_says_so(self) -> None:
         self.outbox.pause()

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from struct import Struct
+from typing import Any
 
+import numpy as np
 import xxhash
 
 from ftd.wire.constants import (
@@ -17,6 +20,7 @@ from ftd.wire.constants import (
     FEATURE_ATOMIC,
     FEATURE_DIGEST,
     FEATURE_NACK,
+    HEADER_SIZE,
     ID_MODULUS,
     MAX_PAYLOAD_LEN,
     MAX_SEQ,
@@ -27,9 +31,18 @@ from ftd.wire.errors import CallRefused, ErrorCode, WireError
 from ftd.wire.events import Acknowledged, HelloReceived, InFlight, Opened, Refused, SenderEvent
 from ftd.wire.framing import Header
 from ftd.wire.session import NO_TRACE, Limits, Session, WireTrace
-from ftd.wire.states import INSIDE, SENDER, Action, Call, State
+from ftd.wire.states import INSIDE, ON_ACK, SENDER, Action, Call, State
 
 Buffer = bytes | bytearray | memoryview
+
+#: A header as numpy has it.
+_HEADER = [("cmd", "u2"), ("id", "u2"), ("seq", "u4"), ("payload_len", "u4")]
+
+#: Frames from which on a run is more than one frame after the other.
+_RUN = 8
+
+#: Bytes of a frame up to which a copy of it costs less than sending it as a piece of its own.
+_SMALL = 8 * 1024
 
 
 class SenderMachine(Session):
@@ -52,6 +65,8 @@ class SenderMachine(Session):
         #: Transactions that await their ACK, oldest first.
         self.in_flight: deque[InFlight] = deque()
         self._digest = xxhash.xxh3_64()
+        self._header_type = np.dtype(_HEADER).newbyteorder("<" if byte_order == "little" else ">")
+        self._unpack = Struct("<HHII" if byte_order == "little" else ">HHII").unpack_from
 
     @property
     def is_inside(self) -> bool:
@@ -79,16 +94,21 @@ class SenderMachine(Session):
         :return: the header; the pieces are to be sent after it.
         :raises CallRefused: outside a transaction, or for a frame or transaction over its limit.
         """
-        length = sum(map(len, payload))
-        room = min(self.limits.max_payload, MAX_PAYLOAD_LEN, self.limits.max_transaction - self.size)
-        if length > room or self.seq == MAX_SEQ:
+        length = len(payload[0]) if len(payload) == 1 else sum(map(len, payload))
+        limits, seq, size = self.limits, self.seq, self.size
+        if (
+            length > limits.max_payload
+            or length > limits.max_transaction - size
+            or length > MAX_PAYLOAD_LEN
+            or seq == MAX_SEQ
+        ):
             raise CallRefused("the frame or the transaction would be over its limit", self.state.value)
         self._call(Call.CONTINUE)
         if self._trace.ft_trans_put_buffer is not None:
-            self._trace.ft_trans_put_buffer(length, self.size)
-        header = self._frame(Command.CONTINUE, self.id, self.seq, length)
+            self._trace.ft_trans_put_buffer(length, size)
+        header = self._frame(Command.CONTINUE, self.id, seq, length)
         self._absorb(payload, length)
-        self.seq += 1
+        self.seq = seq + 1
         return header
 
     def continue_run(self, payload: memoryview, frame_size: int) -> list[Buffer]:
@@ -107,12 +127,22 @@ class SenderMachine(Session):
             or count > MAX_SEQ - self.seq
         ):
             raise CallRefused("a frame or the transaction would be over its limit", self.state.value)
-        pieces: list[Buffer] = []
-        for at in range(0, length, frame_size):
-            piece = payload[at : at + frame_size]
-            pieces.append(self.continue_(piece))
-            pieces.append(piece)
-        return pieces
+        if self._trace.ft_trans_put_buffer is not None or self._trace.ft_trans_send_header is not None or count < _RUN:
+            pieces: list[Buffer] = []
+            for at in range(0, length, frame_size):
+                piece = payload[at : at + frame_size]
+                pieces += (self.continue_(piece), piece)
+            return pieces
+        self._call(Call.CONTINUE)
+        headers = np.empty(count, self._header_type)
+        headers["cmd"] = Command.CONTINUE
+        headers["id"] = self.id
+        headers["seq"] = np.arange(self.seq, self.seq + count)
+        headers["payload_len"] = frame_size
+        headers["payload_len"][-1] = length - (count - 1) * frame_size
+        self._absorb((payload,), length)
+        self.seq += count
+        return _interleaved(headers, payload, frame_size)
 
     def commit(self) -> bytes:
         """Ask for the open transaction to be committed; `Acknowledged` or `Refused` will follow."""
@@ -154,7 +184,14 @@ class SenderMachine(Session):
         :raises WireError: while drained; the session is over then.
         """
         try:
-            for piece in self._deframer.feed(data):
+            at = 0
+            if self.in_flight and self._trace.ft_trans_recv_header is None:
+                for transaction in self._acknowledged_by(data):
+                    at += HEADER_SIZE
+                    yield Acknowledged(transaction)
+                if at == len(data):
+                    return
+            for piece in self._deframer.feed(memoryview(data)[at:]):
                 event = self._on_header(piece) if isinstance(piece, Header) else self._on_hello_payload(piece)
                 if event is not None:
                     yield event
@@ -171,6 +208,22 @@ class SenderMachine(Session):
         error = self._end_of_stream(expecting)
         self.close()
         return error
+
+    def _acknowledged_by(self, data: bytes | memoryview) -> Iterator[InFlight]:
+        """The transactions that ``data`` begins with the expected ACKs of, which is what mostly comes."""
+        if self._deframer.inside_header or self._deframer.payload_left:
+            return
+        in_flight, unpack = self.in_flight, self._unpack
+        for at in range(0, len(data) - HEADER_SIZE + 1, HEADER_SIZE):
+            following = ON_ACK.get(self.state)
+            if not in_flight or following is None:
+                return
+            transaction = in_flight[0]
+            if unpack(data, at) != (Command.ACK, transaction.id, transaction.seq, 0):
+                return
+            in_flight.popleft()
+            self.state = following
+            yield transaction
 
     def _on_header(self, header: Header) -> SenderEvent | None:
         state = self.state
@@ -262,3 +315,23 @@ class SenderMachine(Session):
     def _put_in_flight(self, is_heartbeat: bool) -> None:
         self.in_flight.append(InFlight(self.id, self.seq, self.size, is_heartbeat))
         self.id = (self.id + 1) % ID_MODULUS
+
+
+def _interleaved(headers: np.ndarray[Any, Any], payload: memoryview, frame_size: int) -> list[Buffer]:
+    """Each header, and the frame that it belongs to."""
+    count = len(headers)
+    if frame_size > _SMALL:
+        pieces: list[Buffer] = [b""] * (2 * count)
+        lines = headers.view(np.uint8).data
+        pieces[::2] = [lines[at : at + HEADER_SIZE] for at in range(0, len(lines), HEADER_SIZE)]
+        pieces[1::2] = [payload[at : at + frame_size] for at in range(0, len(payload), frame_size)]
+        return pieces
+    joined = np.empty((count, HEADER_SIZE + frame_size), np.uint8)
+    joined[:, :HEADER_SIZE] = headers.view(np.uint8).reshape(count, HEADER_SIZE)
+    whole = len(payload) // frame_size
+    data = np.frombuffer(payload, np.uint8)
+    joined[:whole, HEADER_SIZE:] = data[: whole * frame_size].reshape(whole, frame_size)
+    rest = len(payload) - whole * frame_size
+    if rest:
+        joined[whole, HEADER_SIZE : HEADER_SIZE + rest] = data[whole * frame_size :]
+    return [joined.reshape(-1).data[: count * HEADER_SIZE + len(payload)]]

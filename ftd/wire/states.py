@@ -50,7 +50,13 @@ from enum import Enum
 from ftd.wire.constants import Command
 
 
-class State(Enum):
+class _Member(Enum):
+    """A member is one object, and that is its hash, which takes no Python code: every frame looks into a table."""
+
+    __hash__ = object.__hash__
+
+
+class State(_Member):
     """Where a machine stands; the value is what the API shows."""
 
     INIT = "INIT"
@@ -65,7 +71,7 @@ class State(Enum):
     CLOSED = "CLOSED"
 
 
-class Call(Enum):
+class Call(_Member):
     """What this side may ask of its own machine."""
 
     GREET = "greet"
@@ -79,7 +85,7 @@ class Call(Enum):
     REFUSE = "refuse"
 
 
-class Action(Enum):
+class Action(_Member):
     """What a machine does when it takes a transition."""
 
     READ_HELLO = "read hello"
@@ -170,6 +176,13 @@ RECEIVER: Table = {
 
 #: Between transactions: the session is open and nothing is on its way.
 BETWEEN = frozenset({State.ACK, State.CANCEL, State.NACK})
+
+#: Where the ACK of an earlier transaction leads a sender that has one in flight.
+ON_ACK: Mapping[State, State] = {
+    state: row[Command.ACK][0]
+    for state, row in SENDER.items()
+    if row.get(Command.ACK, (None, None))[1] is Action.RETIRE
+}
 
 #: Inside a transaction.
 INSIDE = frozenset({State.BEGIN, State.CONTINUE})
