@@ -159,6 +159,15 @@ class ReceiverProtocol(LinkProtocol):
         self._sign_of_life()
         self.link.write(data)
 
+    def _acknowledge(self) -> None:
+        """Say that it is committed; the sender is likely to say the next thing soon."""
+        ack = self.machine.acknowledge()
+        self.traffic.sent += len(ack)
+        self._sign_of_life()
+        self.link.gather((ack,))
+        self.link.flush()
+        self.link.expect_answer()
+
     def _take_in(self, data: bytes | memoryview) -> None:
         try:
             self._inbox.put(data)
@@ -269,26 +278,36 @@ class ReceiverProtocol(LinkProtocol):
     def _commit_requested(self, request: CommitRequested) -> None:
         if request.is_heartbeat:
             self._owner.heartbeat(request.id)
-            self._send(self.machine.acknowledge())
+            self._acknowledge()
             return
         self._begin_sink()
         self._sink_has_begun = False
         # What the sink has lost already was never held whole: its commit will fail, and be refused.
         self._is_acknowledged = self._ack_first and self._owner.sink.failure() is None
         if self._is_acknowledged:
-            self._send(self.machine.acknowledge())
+            self._acknowledge()
         self._is_committing = True
         committing = self._owner.commit(request)
+        if committing.called and not committing.paused and committing.result is None:
+            # A sink that was ready at once, as most are: nothing is to be called back.
+            self._committed_at_once()
+            return
         committing.addCallbacks(self._committed, self._not_committed)
         committing.addErrback(self._commit_broke)
         # A sink that is ready at once has not held anything up.
         self._freeze_or_go_on()
 
+    def _committed_at_once(self) -> None:
+        try:
+            self._committed(None)
+        except Exception:
+            self._commit_broke(Failure())
+
     def _committed(self, _: None) -> None:
         self._is_committing = False
         if self.connected and self._error is None:
             if not self._is_acknowledged:
-                self._send(self.machine.acknowledge())
+                self._acknowledge()
             if not self._input_is_frozen and self.trace.ft_trans_cb is not None:
                 # The sink was ready at once; otherwise this is said on going on.
                 self.trace.ft_trans_cb("get_ready")

@@ -162,7 +162,7 @@ class ReceiverMachine(Session):
                     partial.clear()
                     deframer.payload_left = header.payload_len
                     event = self._on_header(header)
-                elif (placed := self._take_run(view, at)) is not None:
+                elif self.state is State.CONTINUE and (placed := self._take_run(view, at)) is not None:
                     at += len(placed.view) + placed.frames * HEADER_SIZE
                     event = placed
                 else:
@@ -251,7 +251,7 @@ class ReceiverMachine(Session):
         plan = self._plan
         length = plan.predicted
         enough = placement.LEAST_RUN * length
-        if not length or self.state is not State.CONTINUE or len(view) - at < enough or self.room is None:
+        if not length or len(view) - at < enough or self.room is None:
             return None
         frames = plan.run(view, at, self._most_predicted(0), self.id, self.seq)
         room = self.room(frames * length) if frames else ()
