@@ -38,9 +38,10 @@ class Child:
     :param module: what it runs.
     :param tree: where it finds the package ftd.
     :param log: gets what it has to say about errors.
+    :param core: the one that it runs on, modulo how many there are; ``None`` for any.
     """
 
-    def __init__(self, module: str, *arguments: str, log: Path, tree: Path = TREE) -> None:
+    def __init__(self, module: str, *arguments: str, log: Path, tree: Path = TREE, core: int | None = None) -> None:
         path = os.pathsep.join(dict.fromkeys((str(tree), str(TREE))))
         self._log = log
         with log.open("ab") as errors:
@@ -52,6 +53,9 @@ class Child:
                 stdout=subprocess.PIPE,
                 stderr=errors,
             )
+        if core is not None:
+            cores = sorted(os.sched_getaffinity(0))
+            os.sched_setaffinity(self._process.pid, {cores[core % len(cores)]})
         self._rest = b""
 
     def __enter__(self) -> Child:

@@ -74,6 +74,11 @@ class WholeDaemon:
         """Bytes that were resident at most."""
         return memory_of(self._process.pid)["peak"]
 
+    @property
+    def resident(self) -> int:
+        """Bytes that are resident."""
+        return memory_of(self._process.pid)["now"]
+
     def forget_peak(self) -> None:
         """The peak starts anew."""
         Path(f"/proc/{self._process.pid}/clear_refs").write_text("5")

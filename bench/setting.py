@@ -86,10 +86,19 @@ def scratch() -> Iterator[Path]:
 
 
 @contextmanager
-def rivals(count: int = 2) -> Iterator[list[Child]]:
-    """Processes with sockets that block."""
+def rivals(count: int = 2, *, is_apart: bool = False) -> Iterator[list[Child]]:
+    """
+    Processes with sockets that block.
+
+    :param is_apart: each on a core of its own, as if it were a machine of its own.
+    """
     with scratch() as directory, ExitStack() as stack:
-        yield [stack.enter_context(Child("bench.rival", log=directory / f"rival-{n}.log")) for n in range(count)]
+        yield [
+            stack.enter_context(
+                Child("bench.rival", log=directory / f"rival-{number}.log", core=number if is_apart else None)
+            )
+            for number in range(count)
+        ]
 
 
 @contextmanager
@@ -101,6 +110,7 @@ def halves(
     receiving: Mapping[str, str] | None = None,
     daemon: Section | None = None,
     is_stock: bool = False,
+    is_apart: bool = False,
     tree: Path = TREE,
     proxy: tuple[Child, float] | None = None,
 ) -> Iterator[Halves]:
@@ -110,6 +120,7 @@ def halves(
     :param keys: of all halves of pairs, with underscores for dashes; ``sending`` and ``receiving`` of one kind.
     :param daemon: keys of the sending daemon's ``[ftd]``.
     :param is_stock: carried by Twisted's own transports.
+    :param is_apart: each on a core of its own.
     :param tree: where ftd is.
     :param proxy: what delays each byte by so many seconds.
     :raises ChildError: if they do not start.
@@ -133,7 +144,9 @@ def halves(
             api = {"endpoint": f"unix:{path / 'api'}", "event-readers": "200"}
             configuration.write_text(ini({"ftd": more_keys, "api": api, **titled}))
             arguments = [str(configuration), *(["--stock"] if is_stock else [])]
-            children.append(stack.enter_context(Child("bench.half", *arguments, log=path / "log", tree=tree)))
+            core = (0 if name == "send" else 1) if is_apart else None
+            child = Child("bench.half", *arguments, log=path / "log", tree=tree, core=core)
+            children.append(stack.enter_context(child))
         found = Halves(children[1], children[0], (str(directory / "send" / "api"), str(directory / "receive" / "api")))
         for child in found.both:
             child.ask("up")

@@ -37,6 +37,7 @@ def measure(bench: Bench) -> None:
     found: dict[str, list[float]] = {}
     with rivals() as (sender, receiver), daemons(_SINKS) as (near, far), scratch() as directory:
         bench.say(f"{CASE}: {group}")
+        idle = far.resident
         near.put("memory", body, 1)
         near.put("directory", body, 1)
         for number in range(bench.pick(3, 1)):
@@ -44,7 +45,7 @@ def measure(bench: Bench) -> None:
                 # Cold memory is the case "cold".
                 if number or bench.short:
                     found.setdefault(name, []).append(value)
-        memory = _memory(near, far, body, size)
+        memory = _memory(near, far, body, size, idle)
     more: dict[str, float | None] = {"PUT, memory": _OF_PUMP}
     for name in ("bare pump", "dd conv=fsync", "PUT, memory", "PUT, directory", "GET, memory", "GET, directory"):
         if name in found:
@@ -66,7 +67,7 @@ def measure(bench: Bench) -> None:
                 value=value / MIB,
                 unit="MiB",
                 at_most=_MEMORY / MIB,
-                note="peak during PUT, without the checkpoints that are held, less that of a small one",
+                note="peak during PUT, beside the checkpoints",
             )
         )
 
@@ -111,11 +112,10 @@ def _dd(directory: Path, size: int) -> float:
     return taken
 
 
-def _memory(near: WholeDaemon, far: WholeDaemon, body: memoryview, size: int) -> dict[str, float]:
+def _memory(near: WholeDaemon, far: WholeDaemon, body: memoryview, size: int, idle: int) -> dict[str, float]:
     """
-    How much more memory a large checkpoint takes than a small one does.
-
-    The receiving daemon has the one that it keeps beside the one that comes.
+    How much more memory a large checkpoint takes than a small one does in the sending daemon; than none, and the one
+    that is kept, and the one that comes, in the receiving one.
     """
     for daemon in (near, far):
         daemon.forget_peak()
@@ -123,4 +123,4 @@ def _memory(near: WholeDaemon, far: WholeDaemon, body: memoryview, size: int) ->
     before = near.peak
     near.put("memory", body, size // len(body))
     near.put("memory", body, size // len(body))
-    return {"memory, sending daemon": near.peak - before, "memory, receiving daemon": far.peak - 2 * size}
+    return {"memory, sending daemon": near.peak - before, "memory, receiving daemon": far.peak - idle - 2 * size}

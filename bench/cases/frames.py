@@ -51,7 +51,7 @@ def _one_size(bench: Bench, sender: Child, receiver: Child, size: int) -> list[F
         stream(new, max(_PIECE, size), transaction, 2)
         stream(old, size, transaction, 1)
         memory = _memory(new, transaction)
-        for _ in range(bench.pick(5, 2)):
+        for _ in range(bench.pick(5, 1)):
             bare.append(pump(sender, receiver, transaction * (1 if size < _LARGE else count), size))
             own.append(stream(new, max(_PIECE, size), transaction, count))
             stock.append(stream(old, size, transaction // (8 if size < _LARGE else 1), 1))
@@ -105,7 +105,7 @@ def memory_figures(case: str, group: str, memory: tuple[int, int], transaction: 
             value=sender / MIB,
             unit="MiB",
             at_most=_MEMORY / MIB,
-            note="peak, without the memory that is sent",
+            note="peak, beside the memory that is sent",
         ),
         Figure(
             case=case,
@@ -114,6 +114,6 @@ def memory_figures(case: str, group: str, memory: tuple[int, int], transaction: 
             value=(receiver - 2 * transaction) / MIB,
             unit="MiB",
             at_most=_MEMORY / MIB,
-            note="peak, without the transaction that is kept and the one that comes",
+            note="peak, beside the transaction that is kept and the one that comes",
         ),
     ]

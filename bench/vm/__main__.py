@@ -1,4 +1,4 @@
-"""The command line of the benchmark."""
+"""The command line of the benchmark of VMs: ``python -m bench vm``."""
 
 from __future__ import annotations
 

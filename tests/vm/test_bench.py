@@ -1,4 +1,4 @@
-"""``make bench``'s program: that it measures, and that it judges what it has measured rightly."""
+"""``python -m bench vm``: that it measures, and that it judges what it has measured rightly."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class BenchTests(VmCase):
         parts = ("--part", "pause", "--part", "verify")
         with output.open("wb") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "bench.vm", "--short", "--quiet", "--json", "--ram", "128", *parts],
+                [sys.executable, "-m", "bench", "vm", "--short", "--quiet", "--json", "--ram", "128", *parts],
                 cwd=TREE,
                 env={**environment(), "TMPDIR": str(temporary)},
                 stdin=subprocess.DEVNULL,
