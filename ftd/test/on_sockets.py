@@ -9,7 +9,18 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from ftd.test import link_case, pair_case
 from ftd.testing.fake_socket import SocketLink, SocketNetwork
-from ftd.transport import socket_transport
+from ftd.transport import LinkEnd, socket_transport
+
+
+class ForgetfulStaging(socket_transport.Staging):
+    """What was read is gone after the call that brings it."""
+
+    def tell(self, end: LinkEnd, size: int) -> None:
+        """See `Staging`."""
+        try:
+            super().tell(end, size)
+        finally:
+            self.view()[:size] = b"?" * size
 
 
 def on_sockets(modules: Iterable[ModuleType], name: str) -> Mapping[str, type[SynchronousTestCase]]:
@@ -34,6 +45,8 @@ def _on_sockets(
     def set_up(self: SynchronousTestCase) -> None:
         # The sockets of these tests are full after some hundred bytes.
         self.patch(socket_transport, "GATHER", 1)
+        self.patch(socket_transport, "SMALL", 0)
+        self.patch(socket_transport, "_STAGING", ForgetfulStaging())
         for place in (link_case, pair_case, module):
             if hasattr(place, "Link"):
                 self.patch(place, "Link", SocketLink)

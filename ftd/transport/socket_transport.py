@@ -46,6 +46,8 @@ STAGING = 1 << 20
 GATHER = 256 << 10
 #: Pieces of one system call; Linux takes up to 1,024 (IOV_MAX).
 PIECES = 1000
+#: Bytes of a read up to which a copy costs less than a view that has to be given up again.
+SMALL = 4096
 
 #: What a socket says that would take something later.
 _LATER = frozenset({errno.EAGAIN, errno.EWOULDBLOCK, errno.ENOBUFS})
@@ -73,7 +75,8 @@ class Staging:
         assert not self.is_in_use, "a read inside of another link's read"
         self.is_in_use = True
         try:
-            end.dataReceived(bytes(self.view()[:size]))
+            data = self.view()[:size]
+            end.dataReceived(data if size > SMALL else bytes(data))
         finally:
             self.is_in_use = False
 
