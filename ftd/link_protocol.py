@@ -151,7 +151,9 @@ class LinkProtocol(Protocol):
         raise AssertionError("each end says for itself")
 
     def _handshake_too_slow(self) -> None:
-        self.fail(WireError(ErrorCode.RECV_HDR, f"the handshake was not done within {self.times.handshake:g} s"))
+        hint = "may not speak TLS, as this side does" if self._options.tls else "may want TLS (link-certificate)"
+        detail = f"the handshake was not done within {self.times.handshake:g} s; the peer {hint}"
+        self.fail(WireError(ErrorCode.RECV_HDR, detail))
 
     def _ended(self, reason: Failure, at_end: WireError | None) -> WireError | None:
         """The link is gone: stop the clock, and what error that is, if any."""

@@ -51,6 +51,8 @@ class Limits:
 
 
 _COMMANDS = frozenset(int(command) for command in Command)
+# The first bytes of a handshake and of an alert of TLS, in both byte orders.
+_TLS = frozenset({0x0316, 0x0315, 0x1603, 0x1503})
 
 
 class Session:
@@ -125,6 +127,8 @@ class Session:
             return f"{Command(header.cmd).name} is not allowed in state {self.state.value}"
         swapped = (header.cmd & 0xFF) << 8 | header.cmd >> 8
         hint = "; the peer seems to use the other byte order" if swapped in _COMMANDS else ""
+        if header.cmd in _TLS:
+            hint = "; the peer speaks TLS: both halves need link-certificate, link-key and link-ca, or neither"
         return f"unknown command 0x{header.cmd:04x} in state {self.state.value}{hint}"
 
     def _expect_no_payload(self, header: Header) -> None:

@@ -124,6 +124,12 @@ class TableTests(SynchronousTestCase):
             error.detail, "unknown command 0x0100 in state ACK; the peer seems to use the other byte order"
         )
 
+    def test_a_peer_that_speaks_tls(self) -> None:
+        """Its first bytes are those of a handshake; those of an alert come from one that was answered."""
+        for start in (b"\x16\x03\x01\x02\x00", b"\x15\x03\x01\x00\x02"):
+            error = self.assertRaises(WireError, taken, new_receiver(), start.ljust(12, b"\0"))
+            self.assertIn("; the peer speaks TLS: both halves need link-certificate", error.detail)
+
     def test_every_number(self) -> None:
         """All 16 bits of ``cmd``, before the peer may say anything."""
         for cmd in range(1 << 16):
