@@ -127,6 +127,14 @@ class PlacedTests(LinkTestCase):
         self.sink.resume()
         self.assertEqual(self.sink.held, b"a" * 10 + b"b" * 90 + b"c" * 3)
 
+    def test_nothing_has_a_place_while_the_sink_is_full(self) -> None:
+        self.receiver.dataReceived(frame(Command.BEGIN, 0) + head(Command.CONTINUE, 0, 0, 100) + b"a" * 10)
+        self.assertEqual(len(self.receiver.places()[0]), 50)
+        self.sink.pause()
+        self.assertEqual(list(self.receiver.places()), [])
+        self.sink.resume()
+        self.assertEqual(len(self.receiver.places()[0]), 50)
+
     def test_an_error_in_what_was_predicted(self) -> None:
         frames = [frame(Command.CONTINUE, 0, seq, b"0123456789") for seq in (0, 1, 2, 3, 5, 6)]
         self.read_all(frame(Command.BEGIN, 0) + b"".join(frames), 30)
