@@ -29,7 +29,7 @@ from bench.cases import (
     virtual_machine,
 )
 from bench.child import ChildError
-from bench.figures import markdown, show
+from bench.figures import markdown, put_into, show
 from bench.isolated import CONGESTION_CONTROL
 from bench.setting import Bench
 from tests.daemon import TREE
@@ -104,7 +104,12 @@ def _list(context: click.Context, _parameter: click.Parameter, is_wanted: bool) 
 )
 @click.option("--short", is_flag=True, help="A look at everything, with too few samples for a judgement.")
 @click.option("--json", "json_file", type=_FILE, help="All figures, into this file too.")
-@click.option("--markdown", "markdown_file", type=_FILE, help="The tables of docs/performance.md.")
+@click.option(
+    "--markdown",
+    "markdown_file",
+    type=_FILE,
+    help="Tables and a chart, into this file; docs/performance.md has a place for them.",
+)
 @click.option("--quiet", is_flag=True, help="Say nothing of what is done.")
 def main(
     names: tuple[str, ...],
@@ -134,17 +139,18 @@ def main(
     if not console.is_terminal:
         console.width = _WIDTH
     show(bench.figures, bench.missing, console)
-    load = f"{about['cores']} cores, load {about['load']:.1f} at the start"
-    console.print(
-        f"\nLinux {about['kernel']}, Python {about['python']}, {load}, {about['seconds']:.0f} s, {about['commit']}"
+    where = (
+        f"Linux {about['kernel']}, Python {about['python']}, {about['cores']} cores,"
+        f" load {about['load']:.1f} at the start, {about['seconds']:.0f} s, {about['commit']}"
     )
+    console.print(f"\n{where}")
     if json_file is not None:
         figures = [figure.to_json() for figure in bench.figures]
         gaps = [{"case": gap.case, "group": gap.group, "why": gap.why} for gap in bench.missing]
         everything = {"machine": about, "short": short, "figures": figures, "missing": gaps}
         json_file.write_text(json.dumps(everything, indent=1) + "\n")
     if markdown_file is not None:
-        markdown_file.write_text(markdown(bench.figures, bench.missing))
+        put_into(markdown_file, f"{where}\n\n{markdown(bench.figures, bench.missing)}")
     if any(figure.is_reached is False for figure in bench.figures):
         sys.exit(1)
     sys.exit(2 if bench.missing else 0)

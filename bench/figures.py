@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import attrs
 from rich.console import Console
 from rich.table import Table
+
+#: Lines of a page between which figures stand.
+BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 #: Columns of the longest bar of a chart.
 _BAR = 40
@@ -175,6 +179,14 @@ def markdown(figures: Sequence[Figure], missing: Sequence[Missing]) -> str:
     lines += ["### Against the targets", "", "```", *chart(figures), "```", ""]
     lines += [f"Not measured: {gap.case} {gap.group}: {gap.why}." for gap in missing]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def put_into(path: Path, text: str) -> None:
+    """Write ``text`` to a file; in one that has `BEGIN` and `END` only what is between them is replaced."""
+    old = path.read_text() if path.exists() else ""
+    before, begin, rest = old.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    path.write_text(f"{before}{begin}\n\n{text}\n{end}{after}" if end else text)
 
 
 def chart(figures: Sequence[Figure]) -> list[str]:

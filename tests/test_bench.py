@@ -16,7 +16,20 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from bench import stripped
 from bench.__main__ import CASES, main
-from bench.figures import Figure, Missing, chart, markdown, median, of_ratios, of_samples, quantile, show
+from bench.figures import (
+    BEGIN,
+    END,
+    Figure,
+    Missing,
+    chart,
+    markdown,
+    median,
+    of_ratios,
+    of_samples,
+    put_into,
+    quantile,
+    show,
+)
 from tests.case import EndToEndCase
 from tests.daemon import TREE, environment
 from tests.waiting import until
@@ -155,6 +168,19 @@ class FigureTests(SynchronousTestCase):
             "| 1 MiB | ftd / pump | 0.9 |  | ≥ 0.85 | yes |\n|  | ftd / pump | 0.8 |  | ≥ 0.85 | **no** |", page
         )
         self.assertIn("Not measured: vm : there is no QEMU.", page)
+
+    def test_a_page_keeps_what_is_around_the_figures(self) -> None:
+        page = Path(self.mktemp())
+        put_into(page, "all\n")
+        self.assertEqual(page.read_text(), "all\n")
+        page.write_text(f"# Before\n\n{BEGIN}\nold\n{END}\n\nAfter\n")
+        for _ in range(2):
+            put_into(page, "new\n")
+            self.assertEqual(page.read_text(), f"# Before\n\n{BEGIN}\n\nnew\n\n{END}\n\nAfter\n")
+
+    def test_performance_has_a_place_for_them(self) -> None:
+        text = (TREE / "docs" / "performance.md").read_text()
+        self.assertLess(text.index(BEGIN), text.index(END))
 
     def test_the_chart_shows_how_far_it_is_to_the_target(self) -> None:
         figures = [self.figure(1.0, at_least=2.0), self.figure(1.0, at_most=2.0), self.figure(1.0)]

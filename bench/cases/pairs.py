@@ -38,7 +38,9 @@ def measure(bench: Bench) -> None:
             running[count].primary.ask("commits", size=_SIZE, window=1, seconds=seconds / 3)
         for _ in range(bench.pick(3, 1)):
             for count, pair in running.items():
-                answer = pair.primary.ask("commits", size=_SIZE, window=1, seconds=seconds)
+                # The more pairs, the longer: each is to have so many that one more or less is no difference.
+                longer = seconds * 2 if count == _COUNTS[-1] else seconds
+                answer = pair.primary.ask("commits", size=_SIZE, window=1, seconds=longer)
                 rates.setdefault(count, []).append(sum(answer["counts"]) / answer["seconds"])
                 evenness.setdefault(count, []).append(min(answer["counts"]) / max(answer["counts"]))
         for count, pair in running.items():
