@@ -79,6 +79,9 @@ class DirectorySink:
         self._run = BlockRun(self._arena, BLOCK_SIZE)
         # Bytes that have been, of whichever transaction, and are not written.
         self._waiting = 0
+        # The most blocks of the open transaction that were, and how many are kept warm for the next one.
+        self._most_blocks = 0
+        self._kept_blocks = 0
         # Files that could not be removed when they had to be; the thread's.
         self._leftovers: list[checkpoint_files.PartialFile] = []
         self._incoming = _Incoming(directory, self._leftovers)
@@ -108,6 +111,7 @@ class DirectorySink:
         """See `ISink`."""
         self._run.release()
         self._run = BlockRun(self._arena, BLOCK_SIZE)
+        self._most_blocks = 0
         self._incoming = _Incoming(self._directory, self._leftovers)
 
     def write(self, data: bytes | memoryview) -> None:
@@ -180,6 +184,10 @@ class DirectorySink:
         if self._run.size >= _BATCH:
             blocks = self._run.take_full()
             self._write_out(blocks, list(blocks))
+            # What the thread has, and one that fills meanwhile.
+            self._most_blocks = max(self._most_blocks, self._waiting // BLOCK_SIZE + 1)
+            if self._most_blocks > self._kept_blocks:
+                self._keep_blocks(self._most_blocks)
 
     def _write_out_rest(self) -> None:
         """Give the thread all that there is."""
@@ -192,10 +200,15 @@ class DirectorySink:
 
     def _expect_another(self, run: BlockRun) -> None:
         """The next transaction is likely to need as many blocks as this one, of which ``run`` is the rest."""
-        if run.before:
-            self._share.expect_blocks([BLOCK_SIZE] * (min(self._buffer, run.before) // BLOCK_SIZE + 1))
-        else:
+        if not run.before:
+            self._kept_blocks = 0
             self._share.expect(run)
+        elif self._most_blocks != self._kept_blocks:
+            self._keep_blocks(self._most_blocks)
+
+    def _keep_blocks(self, count: int) -> None:
+        self._kept_blocks = count
+        self._share.expect_blocks([BLOCK_SIZE] * count)
 
     def _write_out(self, blocks: list[memoryview], views: list[memoryview]) -> None:
         if not blocks:

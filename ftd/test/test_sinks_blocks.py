@@ -71,6 +71,16 @@ class BlockRunTests(SynchronousTestCase):
         run.settle()
         self.assertTrue(taken + b"".join(run.views(0, run.size)) == expected)
 
+    def test_what_is_left_can_be_looked_at_after_some_was_taken_away(self) -> None:
+        run = BlockRun(Arena(), BLOCK_SIZE)
+        data = state(65536 + SMALLEST)
+        run.write(data, NO_LIMIT)
+        self.assertTrue(b"".join(run.views(0, len(data))) == data)
+        self.assertTrue(b"".join(run.take_full()) == data[:65536])
+        run.write(state(65536, 2), NO_LIMIT)
+        self.assertEqual(len(run.blocks), 2)
+        self.assertTrue(b"".join(run.views(0, run.size)) == data[65536:] + state(65536, 2))
+
     def test_no_transaction_takes_twice_what_it_needs(self) -> None:
         for size in (1, SMALLEST, 5000, 65536, 70_000, BLOCK_SIZE, 2 * BLOCK_SIZE + 1, 9 * BLOCK_SIZE):
             run = BlockRun(Arena())

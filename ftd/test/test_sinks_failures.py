@@ -134,6 +134,22 @@ class BrokenDiskTests(FailureCase):
         self.assertEqual(sink._run.size, 0)
         sink.abort()
 
+    def test_a_disk_that_fails_while_the_room_is_being_filled(self) -> None:
+        thread = SteppedThread()
+        sink = self.begin(0)
+        sink._run_in_thread = thread
+        sink.begin()
+        sink.write(state(BLOCK_SIZE))
+        (place,) = sink.room(100)
+        thread.run()
+        place[:] = bytes(100)
+        sink.filled(100)
+        self.assertEqual((sink._run.size, sink._run.blocks), (0, []))
+        self.assertEqual(list(sink.room(100)), [])
+        committing = sink.commit(0, "0" * 16, "")
+        thread.run()
+        self.check_refused(committing, errno.ENOSPC)
+
     def test_a_receiver_is_not_left_waiting_for_a_broken_disk(self) -> None:
         thread = SteppedThread()
         sink = self.begin(0)
