@@ -8,6 +8,8 @@ same memory, which the processor still has in its cache.
 
 A block that is needed longer stays where it is, and another one takes its place; how many there may be is the pair's
 affair, which pauses the body when it has enough.  What bounds the blocks here is how many are *kept* for later.
+
+A chunked body goes Twisted's way: its decoder moves what it has left of every read, so that larger reads cost more.
 """
 
 from __future__ import annotations
@@ -38,9 +40,6 @@ _LEAST_ROOM: Final = 64 * 1024
 
 #: Bytes of a body that is worth a block.
 LARGE_BODY: Final = 256 * 1024
-
-#: Bytes that are read at a time of a body that Twisted reads.
-LARGE_READ: Final = 256 * 1024
 
 
 def is_plain(transport: object) -> TypeGuard[Connection]:
@@ -162,25 +161,3 @@ class BodyReader:
             sent = self._written() - self._upload.unsent
             while self._full and self._full[0][0] <= sent:
                 self._blocks.give(self._full.popleft()[1])
-
-
-class LargeReads:
-    """
-    Has Twisted read more at a time while a body comes: of a body whose length is not known, or through TLS.
-
-    It is not the rule, since a transport makes memory for as much as it might read, each time.
-
-    :param transport: the protocol's, or what is below that.
-    """
-
-    def __init__(self, transport: Connection) -> None:
-        self._transport = transport
-        transport.bufferSize = LARGE_READ
-
-    def stop(self) -> None:
-        """Read as before; no complaint if it does already."""
-        vars(self._transport).pop("bufferSize", None)
-
-    def give_back(self) -> None:
-        """There is nothing."""
-        self.stop()

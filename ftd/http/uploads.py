@@ -23,7 +23,6 @@ from urllib.parse import unquote_to_bytes
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
-from twisted.internet.tcp import Connection
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import server
@@ -32,7 +31,7 @@ from zope.interface import implementer
 
 from ftd.errors import FtdError
 from ftd.http.problems import BadArgument, problem_of
-from ftd.http.reading import LARGE_BODY, BodyReader, LargeReads, is_plain
+from ftd.http.reading import LARGE_BODY, BodyReader, is_plain
 from ftd.interfaces import IUpload
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ class ApiRequest(server.Request):
         self._take: Callable[[bytes | memoryview], object] = self._hold
         self._body: RequestBody | None = None
         self._upload: IUpload | None = None
-        self._reader: BodyReader | LargeReads | None = None
+        self._reader: BodyReader | None = None
         # Bytes of the body: how many there will be, as far as is known, have been read, and were put in the upload.
         self._length: int | None = None
         self._received = 0
@@ -235,22 +234,19 @@ class ApiRequest(server.Request):
         self.is_over_limit = True
         self._run()
 
-    def _reader_for(self, upload: IUpload) -> BodyReader | LargeReads | None:
-        """What reads the body as fast as its connection allows."""
+    def _reader_for(self, upload: IUpload) -> BodyReader | None:
+        """What reads the body past the transport, if it is worth that and the transport is of such a kind."""
         transport, length = self.channel.transport, self._length
-        if length is not None and length < LARGE_BODY:
+        if length is None or length < LARGE_BODY or not is_plain(transport):
             return None
-        if is_plain(transport) and length is not None:
-            return BodyReader(
-                transport,
-                self.channel.site.read_blocks,
-                upload,
-                self.channel.body_received,
-                lambda: length - self._received,
-                lambda: self._written,
-            )
-        below = transport if is_plain(transport) else getattr(transport, "transport", None)
-        return LargeReads(below) if isinstance(below, Connection) else None
+        return BodyReader(
+            transport,
+            self.channel.site.read_blocks,
+            upload,
+            self.channel.body_received,
+            lambda: length - self._received,
+            lambda: self._written,
+        )
 
     def _end_reading(self) -> None:
         reader, self._reader = self._reader, None

@@ -17,7 +17,6 @@ from ftd.http import reading
 from ftd.http.reading import (
     BLOCK,
     LARGE_BODY,
-    LARGE_READ,
     READ,
     READS_A_TURN,
     SPARE_BLOCKS,
@@ -283,17 +282,17 @@ class ChoiceTests(ApiTestCase):
 
     def test_a_small_one_is_not(self) -> None:
         connection = self.begin({"Content-Length": str(LARGE_BODY - 1)})
-        self.assertEqual({"doRead", "bufferSize"} & set(vars(connection)), set())
+        self.assertNotIn("doRead", vars(connection))
 
-    def test_one_of_unknown_length_is_read_in_large_pieces(self) -> None:
+    def test_nor_is_one_of_unknown_length(self) -> None:
         connection = self.begin({"Transfer-Encoding": "chunked"})
         self.assertNotIn("doRead", vars(connection))
-        self.assertEqual(connection.bufferSize, LARGE_READ)
         self.client.send(b"1\r\nx\r\n0\r\n\r\n")
-        self.assertEqual(connection.bufferSize, Connection.bufferSize)
+        self.assertEqual(self.client.response().json()["bytes"], 1)
 
-    def test_so_is_one_through_tls(self) -> None:
+    def test_nor_one_that_does_not_come_as_it_is(self) -> None:
         connection = self.begin({"Content-Length": "10"})
+        self.assertTrue(is_plain(connection))
         connection.TLS = True
         self.assertFalse(is_plain(connection))
         self.assertFalse(is_plain(StringTransport()))
