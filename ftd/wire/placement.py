@@ -48,6 +48,9 @@ PREDICTED_FROM: Final = 256 * 1024
 #: Frames from which on a run is worth it.
 LEAST_RUN: Final = 4
 
+#: Headers up to which looking at each costs less than looking at all together.
+FEW: Final = 8
+
 #: Behind a payload whose successor is not predicted there is place for a COMMIT with its digest, BEGIN and CONTINUE.
 SLACK: Final = 64
 
@@ -175,7 +178,10 @@ class Placement:
             return 0, self._first, 0, bytes(_SLOTS.views[0][:started]), b""
         full, tail = divmod(behind - missing, self._size + HEADER_SIZE)
         headers = full + 1
-        good = self._leading(_SLOTS.words[self._byte_order][:headers], id, seq)
+        if headers <= FEW:
+            good = self._leading_few(headers, id, seq)
+        else:
+            good = self._leading(_SLOTS.words[self._byte_order][:headers], id, seq)
         if good < headers:
             payload = self._first + good * self._size
             start = payload + (missing + (good - 1) * HEADER_SIZE if good else 0)
@@ -256,6 +262,13 @@ class Placement:
             # Nothing of a payload is missing in front of it.
             places[0] = slots[0][partial:]
         return places[:MOST_PLACES]
+
+    def _leading_few(self, count: int, id: int, seq: int) -> int:
+        """The same as `_leading` for the first ``count`` slots."""
+        for at in range(count):
+            if _SLOTS.views[at] != encode_header(self._byte_order, Command.CONTINUE, id, seq + at, self.predicted):
+                return at
+        return count
 
     def _leading(self, words: _Words, id: int, seq: int) -> int:
         """How many headers there are before the first one that is not of the predicted length and next in order."""

@@ -38,6 +38,7 @@ SMALL = {
     "PREDICTED_FROM": 0,
     "LEAST_RUN": 2,
     "MOST_PLACES": 30,
+    "FEW": 2,
 }
 
 AMPLE = Limits(max_payload=1 << 22, max_transaction=1 << 24)
