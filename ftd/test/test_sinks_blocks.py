@@ -73,13 +73,16 @@ class BlockRunTests(SynchronousTestCase):
 
     def test_what_is_left_can_be_looked_at_after_some_was_taken_away(self) -> None:
         run = BlockRun(Arena(), BLOCK_SIZE)
-        data = state(65536 + SMALLEST)
-        run.write(data, NO_LIMIT)
+        data = state(17 * SMALLEST)
+        for at in range(0, len(data), SMALLEST):
+            run.write(data[at : at + SMALLEST], NO_LIMIT)
         self.assertTrue(b"".join(run.views(0, len(data))) == data)
-        self.assertTrue(b"".join(run.take_full()) == data[:65536])
-        run.write(state(65536, 2), NO_LIMIT)
-        self.assertEqual(len(run.blocks), 2)
-        self.assertTrue(b"".join(run.views(0, run.size)) == data[65536:] + state(65536, 2))
+        self.assertTrue(b"".join(run.take_full()) == data[: 16 * SMALLEST])
+        more = state(15 * 65536 + BLOCK_SIZE, 2)
+        run.write(more, NO_LIMIT)
+        # As many blocks as before, of other sizes.
+        self.assertEqual([len(block) for block in run.blocks], [65536] * 15 + [BLOCK_SIZE] * 2)
+        self.assertTrue(b"".join(run.views(0, run.size)) == data[16 * SMALLEST :] + more)
 
     def test_no_transaction_takes_twice_what_it_needs(self) -> None:
         for size in (1, SMALLEST, 5000, 65536, 70_000, BLOCK_SIZE, 2 * BLOCK_SIZE + 1, 9 * BLOCK_SIZE):
