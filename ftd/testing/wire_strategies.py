@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import attrs
 from hypothesis import strategies as st
 
-from ftd.wire.constants import FEATURES, MAX_PAYLOAD_LEN, ByteOrder, Command
+from ftd.wire.constants import FEATURES, MAX_PAYLOAD_LEN, MAX_WINDOW, ByteOrder, Command
 from ftd.wire.errors import ErrorCode, WireError
 from ftd.wire.events import (
     Begun,
@@ -22,6 +22,7 @@ from ftd.wire.events import (
     HelloReceived,
     Payload,
     ReceiverEvent,
+    Refused,
     SenderEvent,
 )
 from ftd.wire.framing import Header
@@ -64,6 +65,7 @@ def hellos() -> st.SearchStrategy[Hello]:
         features=feature_sets(),
         max_payload=st.integers(1, MAX_PAYLOAD_LEN),
         max_transaction=st.integers(0, 1 << 50),
+        window=st.integers(1, MAX_WINDOW),
         state=st.sampled_from(("primary", "standby", "promoted")),
     )
 
@@ -166,19 +168,25 @@ class WireLink:
         *,
         sender_features: frozenset[str] = FEATURES,
         receiver_features: frozenset[str] = FEATURES,
+        windows: tuple[int, int] = (1, 1),
         limits: Limits = AMPLE,
         kemari: bool = False,
         byte_order: ByteOrder = "little",
     ) -> WireLink:
-        """Two new machines, and what the receiver says first already on its way."""
+        """
+        Two new machines, and what the receiver says first already on its way.
 
-        def hello(features: frozenset[str], state: str) -> Hello:
+        :param windows: what the sender's and the receiver's HELLO say.
+        """
+
+        def hello(features: frozenset[str], window: int, state: str) -> Hello:
             return Hello(
                 pair="linked",
                 node=state,
                 features=features,
                 max_payload=limits.max_payload,
                 max_transaction=limits.max_transaction,
+                window=window,
                 state=state,
             )
 
@@ -186,8 +194,8 @@ class WireLink:
             SenderMachine(limits, pair="linked", byte_order=byte_order),
             ReceiverMachine(limits, pair="linked", next_id=store.next_id, kemari=kemari, byte_order=byte_order),
             store,
-            hello(sender_features, "primary"),
-            hello(receiver_features, "standby"),
+            hello(sender_features, windows[0], "primary"),
+            hello(receiver_features, windows[1], "standby"),
         )
         link.to_sender.put(link.receiver.open() if kemari else link.receiver.greet(link.receiver_hello))
         return link
@@ -211,6 +219,8 @@ class WireLink:
                 self.events.append(event)
                 if isinstance(event, HelloReceived):
                     self.send(self.sender.greet(self.sender_hello))
+                elif isinstance(event, Refused):
+                    self.send(event.cancel)
         except WireError as error:
             self.sender_error = error
 

@@ -44,6 +44,9 @@ _RUN = 8
 #: Bytes of a frame up to which a copy of it costs less than sending it as a piece of its own.
 _SMALL = 8 * 1024
 
+#: Bytes of a run up to which its frames are copied at all.
+_MOST_JOINED = 16 * 1024 * 1024
+
 
 class SenderMachine(Session):
     """
@@ -320,7 +323,7 @@ class SenderMachine(Session):
 def _interleaved(headers: np.ndarray[Any, Any], payload: memoryview, frame_size: int) -> list[Buffer]:
     """Each header, and the frame that it belongs to."""
     count = len(headers)
-    if frame_size > _SMALL:
+    if frame_size > _SMALL or len(payload) > _MOST_JOINED:
         pieces: list[Buffer] = [b""] * (2 * count)
         lines = headers.view(np.uint8).data
         pieces[::2] = [lines[at : at + HEADER_SIZE] for at in range(0, len(lines), HEADER_SIZE)]

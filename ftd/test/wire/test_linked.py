@@ -8,6 +8,7 @@ order.  Nothing is said of what breaks first when bytes are damaged, only that n
 from __future__ import annotations
 
 import itertools
+from collections import deque
 
 import attrs
 from hypothesis import strategies as st
@@ -26,7 +27,7 @@ from ftd.testing.wire_strategies import HandedOver, Store, WireLink, byte_orders
 from ftd.wire.constants import FEATURE_ATOMIC, FEATURE_DIGEST, FEATURES, ID_MODULUS, ByteOrder
 from ftd.wire.errors import ErrorCode, WireError
 from ftd.wire.events import Acknowledged, CommitRequested, Opened, Refused
-from ftd.wire.states import BETWEEN, OPENING
+from ftd.wire.states import BETWEEN, OPENING, State
 
 #: Bytes of one read: a byte, a part of a header, a lot.
 READS = st.one_of(st.integers(1, 12), st.integers(1, 2000), st.just(1 << 20))
@@ -41,6 +42,9 @@ REASONS = st.sampled_from(sorted(ErrorCode))
 
 #: What a side offers: often all of it, so that it often is agreed.
 OFFERS = st.just(FEATURES) | feature_sets()
+
+#: What the two sides' HELLOs say of the window: often the same.
+WINDOWS = st.integers(1, 4).map(lambda window: (window, window)) | st.tuples(st.integers(1, 4), st.integers(1, 4))
 
 WITH_DIGEST = OFFERS.map(lambda features: features | {FEATURE_DIGEST})
 
@@ -71,7 +75,7 @@ class LinkedMachines(RuleBasedStateMachine):
     What a primary and its standby do, with nothing going wrong but the link.
 
     The model is what the sender asked for and what it knows: ``written`` are the bytes of its open transaction,
-    ``outstanding`` is the one whose answer it awaits, and ``known`` are those that it knows to be committed.
+    ``outstanding`` are those whose answers it awaits, and ``known`` are those that it knows to be committed.
     """
 
     def __init__(self) -> None:
@@ -79,7 +83,7 @@ class LinkedMachines(RuleBasedStateMachine):
         self.store = Store()
         self.known: list[HandedOver] = []
         self.written = bytearray()
-        self.outstanding: Outstanding | None = None
+        self.outstanding: deque[Outstanding] = deque()
         self.age = 0
         self.pattern = itertools.count(1)
 
@@ -87,6 +91,7 @@ class LinkedMachines(RuleBasedStateMachine):
         first_id=FIRST_IDS,
         order=byte_orders(),
         offered=st.tuples(OFFERS, OFFERS),
+        windows=WINDOWS,
         kemari=st.sampled_from((False, False, False, True)),
         opened=OPENED,
         life=LIVES,
@@ -96,6 +101,7 @@ class LinkedMachines(RuleBasedStateMachine):
         first_id: int,
         order: ByteOrder,
         offered: tuple[frozenset[str], frozenset[str]],
+        windows: tuple[int, int],
         kemari: bool,
         opened: bool,
         life: int,
@@ -103,6 +109,7 @@ class LinkedMachines(RuleBasedStateMachine):
         self.store.next_id = first_id
         self.order = order
         self.offered = offered
+        self.windows = windows
         self.kemari = kemari
         self.connect(opened, life)
 
@@ -113,6 +120,7 @@ class LinkedMachines(RuleBasedStateMachine):
             self.store,
             sender_features=sender_features,
             receiver_features=receiver_features,
+            windows=self.windows,
             kemari=self.kemari,
             byte_order=self.order,
         )
@@ -128,7 +136,14 @@ class LinkedMachines(RuleBasedStateMachine):
 
     # The sender
 
-    @precondition(lambda self: self.link.sender.state in BETWEEN)
+    @property
+    def may_begin(self) -> bool:
+        """Between transactions, with room in the window."""
+        sender = self.link.sender
+        is_between = sender.state in BETWEEN or sender.state is State.COMMIT
+        return is_between and len(sender.in_flight) < sender.window
+
+    @precondition(lambda self: self.may_begin)
     @rule()
     def begin(self) -> None:
         self.link.send(self.link.sender.begin())
@@ -152,12 +167,12 @@ class LinkedMachines(RuleBasedStateMachine):
         self.link.send(self.link.sender.cancel())
         self.written.clear()
 
-    @precondition(lambda self: self.link.sender.state in BETWEEN)
+    @precondition(lambda self: self.may_begin)
     @rule()
     def heartbeat(self) -> None:
         self.sent_commit(self.link.sender.heartbeat())
 
-    @precondition(lambda self: self.link.sender.state in BETWEEN and FEATURE_ATOMIC in self.link.sender.features)
+    @precondition(lambda self: self.may_begin and FEATURE_ATOMIC in self.link.sender.features)
     @rule(sizes=st.lists(frame_sizes(), max_size=3))
     def atomic(self, sizes: list[int]) -> None:
         pieces = [self.material(size) for size in sizes]
@@ -166,7 +181,7 @@ class LinkedMachines(RuleBasedStateMachine):
         self.written += b"".join(pieces)
         self.sent_commit(after)
 
-    @precondition(lambda self: self.link.sender.state in BETWEEN)
+    @precondition(lambda self: self.may_begin)
     @rule(frames=st.lists(st.lists(frame_sizes(), max_size=2), min_size=1, max_size=4))
     def transaction(self, frames: list[list[int]]) -> None:
         """All of one in a single step, for the steps are few."""
@@ -177,9 +192,9 @@ class LinkedMachines(RuleBasedStateMachine):
 
     def sent_commit(self, data: bytes) -> None:
         self.link.send(data)
-        (transaction,) = self.link.sender.in_flight
+        transaction = self.link.sender.in_flight[-1]
         assert transaction.size == len(self.written)
-        self.outstanding = Outstanding(transaction.id, bytes(self.written), transaction.is_heartbeat)
+        self.outstanding.append(Outstanding(transaction.id, bytes(self.written), transaction.is_heartbeat))
         self.written.clear()
 
     # The receiver
@@ -209,8 +224,13 @@ class LinkedMachines(RuleBasedStateMachine):
         for event in self.link.events[seen:]:
             if isinstance(event, Opened):
                 self.learn(event.next_id)
-            elif isinstance(event, Acknowledged | Refused):
-                self.settle(is_in=isinstance(event, Acknowledged))
+            elif isinstance(event, Acknowledged):
+                self.settle(1, of=1)
+            elif isinstance(event, Refused):
+                self.settle(0, of=1 + len(event.behind))
+                assert not self.outstanding, "what comes after a dropped one is dropped"
+                if event.cancel:
+                    self.written.clear()
 
     @rule(sizes=st.lists(READS, min_size=4, max_size=12))
     def both_read(self, sizes: list[int]) -> None:
@@ -239,15 +259,17 @@ class LinkedMachines(RuleBasedStateMachine):
     # What the sender knows
 
     def learn(self, next_id: int) -> None:
-        """The opening ACK says what became of the transaction whose answer was lost."""
-        if self.outstanding is not None:
-            self.settle(is_in=next_id == (self.outstanding.id + 1) % ID_MODULUS)
+        """The opening ACK says what became of the transactions whose answers were lost."""
+        if self.outstanding:
+            are_in = (next_id - self.outstanding[0].id) % ID_MODULUS
+            self.settle(are_in if are_in <= len(self.outstanding) else 0, of=len(self.outstanding))
 
-    def settle(self, is_in: bool) -> None:
-        assert self.outstanding is not None
-        if is_in:
-            self.known += self.outstanding.handed_over
-        self.outstanding = None
+    def settle(self, are_in: int, of: int) -> None:
+        """Of the oldest ``of`` the first ``are_in`` are committed, and the others are not."""
+        for at in range(of):
+            transaction = self.outstanding.popleft()
+            if at < are_in:
+                self.known += transaction.handed_over
 
     # What must hold
 
@@ -261,10 +283,12 @@ class LinkedMachines(RuleBasedStateMachine):
 
     @invariant()
     def exactly_the_committed_ones(self) -> None:
-        """What was handed over is what the sender knows of, and at most the one whose answer is on its way."""
+        """What was handed over is what the sender knows of, and then the oldest whose answers are on their way."""
+        may_follow = [state for transaction in self.outstanding for state in transaction.handed_over]
         handed_over = self.store.handed_over
-        may_follow = self.outstanding.handed_over if self.outstanding is not None else []
-        assert handed_over in (self.known, self.known + may_follow)
+        assert handed_over[: len(self.known)] == self.known
+        following = handed_over[len(self.known) :]
+        assert following == may_follow[: len(following)]
 
     def teardown(self) -> None:
         """When everything has arrived and is answered, both sides agree."""
@@ -276,7 +300,7 @@ class LinkedMachines(RuleBasedStateMachine):
             else:
                 self.sender_reads(len(self.link.to_sender))
             self.no_error()
-        assert self.outstanding is None
+        assert not self.outstanding
         assert self.store.handed_over == self.known
 
 
@@ -296,6 +320,7 @@ class DamagingLink(LinkedMachines):
         first_id=FIRST_IDS,
         order=byte_orders(),
         offered=st.tuples(WITH_DIGEST, WITH_DIGEST),
+        windows=WINDOWS,
         kemari=st.just(False),
         opened=OPENED,
         life=LIVES,
@@ -305,11 +330,12 @@ class DamagingLink(LinkedMachines):
         first_id: int,
         order: ByteOrder,
         offered: tuple[frozenset[str], frozenset[str]],
+        windows: tuple[int, int],
         kemari: bool,
         opened: bool,
         life: int,
     ) -> None:
-        super().start(first_id, order, offered, kemari, opened, life)
+        super().start(first_id, order, offered, windows, kemari, opened, life)
 
     @precondition(lambda self: bool(self.link.to_receiver) and self.age >= self.life)
     @rule(at=PLACES, mask=MASKS)
@@ -321,7 +347,7 @@ class DamagingLink(LinkedMachines):
     def damage_to_sender(self, at: int, mask: int) -> None:
         self.link.to_sender.flip(at % len(self.link.to_sender), mask)
 
-    @precondition(lambda self: self.link.sender.state in BETWEEN and not self.link.to_receiver)
+    @precondition(lambda self: self.may_begin and not self.link.to_receiver)
     @rule(frames=st.lists(st.lists(frame_sizes(), max_size=2), min_size=1, max_size=4), at=PLACES, mask=MASKS)
     def damaged_transaction(self, frames: list[list[int]], at: int, mask: int) -> None:
         self.transaction(frames)
@@ -329,8 +355,7 @@ class DamagingLink(LinkedMachines):
 
     def sent_commit(self, data: bytes) -> None:
         super().sent_commit(data)
-        assert self.outstanding is not None
-        self.attempts.append(self.outstanding)
+        self.attempts.append(self.outstanding[-1])
 
     @invariant()
     def no_error(self) -> None:
@@ -406,6 +431,75 @@ class CutTests(SynchronousTestCase):
             self.assertEqual(isinstance(link.events[-1], Acknowledged), arrived == 12)
             self.assertEqual(self.reconnected(link.store), 1)
             self.assertEqual(len(link.store.handed_over), 1)
+
+
+class WindowTests(SynchronousTestCase):
+    """What is dropped with a refused transaction is dropped on both sides, whatever of it is on its way."""
+
+    def waiting(self, *, is_open: bool, first_id: int = 65534) -> WireLink:
+        """A link with four transactions on their way, the last of which is open or in flight."""
+        link = WireLink.between(Store(next_id=first_id), windows=(4, 4))
+        link.settle()
+        for number in range(4):
+            data = bytes([number]) * (number + 1)
+            link.send(link.sender.begin(), link.sender.continue_(data), data)
+            if number < 3 or not is_open:
+                link.send(link.sender.commit())
+        return link
+
+    def test_the_second_is_refused(self) -> None:
+        for is_open in (False, True):
+            for read in range(1, 200):
+                link = self.waiting(is_open=is_open)
+                link.deliver_to_receiver(1000)
+                link.answer()
+                link.answer(ErrorCode.FLUSH)
+                # Some of what is dropped has been read before the sender hears of it, some comes after.
+                link.deliver_to_sender(1000)
+                refused = link.events[-1]
+                assert isinstance(refused, Refused)
+                self.assertEqual((len(refused.behind), bool(refused.cancel)), (1, True) if is_open else (2, False))
+                for data in (b"again", b"and again"):
+                    link.send(link.sender.begin(), link.sender.continue_(data), data, link.sender.commit())
+                while link.to_receiver and link.pending is None:
+                    link.deliver_to_receiver(read)
+                link.settle()
+                self.assertEqual((link.sender_error, link.receiver_error), (None, None))
+                expected = [HandedOver(65534, b"\0"), HandedOver(65535, b"again"), HandedOver(0, b"and again")]
+                self.assertEqual(link.store.handed_over, expected)
+
+    def test_an_atomic_ends_the_dropping_too(self) -> None:
+        link = self.waiting(is_open=False)
+        link.deliver_to_receiver(1000)
+        link.answer(ErrorCode.FLUSH)
+        link.deliver_to_sender(1000)
+        before, after = link.sender.atomic(b"whole")
+        link.send(before, b"whole", after)
+        link.settle()
+        self.assertEqual(link.store.handed_over, [HandedOver(65534, b"whole")])
+
+    def test_a_second_refusal_of_the_same(self) -> None:
+        link = self.waiting(is_open=True)
+        for _ in range(3):
+            link.deliver_to_receiver(1000)
+            link.answer(ErrorCode.FLUSH)
+            link.deliver_to_sender(1000)
+            for number in range(4):
+                link.send(link.sender.begin(), link.sender.continue_(bytes(number)), bytes(number))
+                link.send(link.sender.commit())
+        link.settle()
+        self.assertEqual([kept.id for kept in link.store.handed_over], [65534, 65535, 0, 1])
+
+    def test_all_that_were_in_flight_are_resolved_by_the_next_id(self) -> None:
+        """However many of them were committed when the link broke."""
+        for committed in range(5):
+            link = self.waiting(is_open=False)
+            link.deliver_to_receiver(1000)
+            for _ in range(committed):
+                link.answer()
+            self.assertEqual(link.store.next_id, (65534 + committed) % ID_MODULUS)
+            self.assertEqual(len(link.store.handed_over), committed)
+            self.assertEqual(len(link.sender.in_flight), 4)
 
 
 class ByteOrderTests(SynchronousTestCase):
