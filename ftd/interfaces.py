@@ -59,7 +59,10 @@ class IPrimaryPair(IPair):
     """The sending half.  Every method raises, or errbacks with, an :class:`ftd.errors.FtdError`."""
 
     def begin() -> Deferred[int]:
-        """Open a transaction; fires with its id, as soon as a heartbeat that may be in flight is acknowledged."""
+        """
+        Open a transaction; fires with its id, as soon as the window has room if it is a heartbeat that takes it.
+        Errbacks with :class:`ftd.errors.NotInState` if one is open, or as many as the window says await their ACK.
+        """
 
     def append(body: IPushProducer) -> IUpload:
         """

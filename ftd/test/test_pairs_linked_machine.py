@@ -1,6 +1,6 @@
 """
 Both halves of a pair through whatever hypothesis thinks of: transactions, broken links, a receiver that is killed and
-started again on its directory, a disk that fails, a network that is stuck, time that passes.
+started again on its directory, a disk that fails, a network that is stuck, time that passes, with any window.
 
 However it goes, once everything works again each caller of ``commit`` has been told the truth, and the receiver holds
 exactly the transactions that were committed, whole, once, in order.
@@ -15,7 +15,7 @@ from typing import Any
 
 import attrs
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
@@ -70,8 +70,13 @@ class PairMachine(RuleBasedStateMachine):
         self.open = b""
         self.upload: Upload | None = None
         self.is_down = True
+
+    @initialize(window=st.integers(1, 5), of_secondary=st.integers(1, 5), ack_time=st.sampled_from([20.0, 1000.0]))
+    def start(self, window: int, of_secondary: int, ack_time: float) -> None:
+        """The smaller of the two windows counts.  With the longer time everybody is told what happened."""
+        self.of_secondary = of_secondary
         self.start_secondary()
-        case.start_primary(ack_time=20.0, heartbeat=1.0)
+        self.case.start_primary(ack_time=ack_time, heartbeat=1.0, window=window)
         self.pump()
 
     # Transactions.  What is asked for in the wrong state has its own tests.
@@ -79,8 +84,11 @@ class PairMachine(RuleBasedStateMachine):
     @property
     def is_between(self) -> bool:
         """Whether a transaction may begin, or soon."""
-        primary = self.case.primary
-        return primary.link_state is LinkState.UP and primary._open is None and not primary._commits.in_flight
+        sender = self.case.primary._sender
+        if sender is None or self.case.primary._open is not None or not sender.is_open:
+            return False
+        in_flight = [sent for sent in sender.machine.in_flight if not sent.is_heartbeat]
+        return len(in_flight) < sender.machine.window
 
     @precondition(lambda self: self.is_between)
     @rule()
@@ -195,7 +203,7 @@ class PairMachine(RuleBasedStateMachine):
         # What the old process had not done yet is not done any more.
         self.thread = SteppedThread()
         self.mend_disk()
-        self.case.start_secondary(self.case.directory_sink(MANY, self.thread), keep=MANY)
+        self.case.start_secondary(self.case.directory_sink(MANY, self.thread), keep=MANY, window=self.of_secondary)
 
     @rule()
     def write_to_disk(self) -> None:
@@ -239,25 +247,76 @@ class PairMachine(RuleBasedStateMachine):
         self.checkpoint(size, is_whole=True)
         self.heal()
 
+    def begin_one(self) -> None:
+        if self.is_between:
+            self.begin()
+            self.append(0)
+
+    def send(self, count: int) -> None:
+        """As many transactions as the window takes, up to ``count``, as far as their COMMIT."""
+        for _ in range(count):
+            self.begin_one()
+            if self.case.primary._open is not None:
+                self.commit()
+
     @precondition(lambda self: self.is_between)
     @rule(
+        count=st.integers(2, 5),
+        fail_at=st.integers(0, 20),
+        is_one_open=st.booleans(),
+        steps=st.sampled_from([0, 5, 1000]),
+    )
+    def refuse_one_of_several(self, count: int, fail_at: int, is_one_open: bool, steps: int) -> None:
+        """The disk fails under one of those in flight."""
+        self.heal()
+        self.send(count)
+        if is_one_open:
+            self.begin_one()
+        self.break_disk(fail_at)
+        for _ in range(10):
+            self.deliver(steps, 1000)
+            self.thread.run()
+
+    @precondition(lambda self: self.is_between)
+    @rule(
+        before=st.integers(0, 4),
         of_ack=st.booleans(),
+        behind=st.sampled_from([0, 0, 12, 24, 58, 116]),
         at=st.integers(0, 20),
         clean=st.booleans(),
         then=st.sampled_from(["write", "write, restart", "restart", "reconnect", "reconnect, write"]),
     )
-    def commit_into_a_break(self, of_ack: bool, at: int, clean: bool, then: str) -> None:
+    def commit_into_a_break(self, before: int, of_ack: bool, behind: int, at: int, clean: bool, then: str) -> None:
         """What matters most: the link breaks inside a COMMIT or its ACK, and then there is a race."""
         self.heal()
-        self.begin()
-        self.append(0)
-        self.pump()
+        self.send(before)
+        self.begin_one()
+        if not before:
+            self.pump()
         flow = self.case.link.to_client if of_ack else self.case.link.to_server
-        flow.cut(len(flow.delivered) + at, clean=clean)
+        flow.cut(len(flow.delivered) + behind + at, clean=clean)
         self.commit()
         self.pump()
         for step in then.split(", "):
             self.after_a_break(step)
+
+    @precondition(lambda self: self.is_between)
+    @rule(
+        count=st.integers(2, 5),
+        written=st.integers(0, 4),
+        clean=st.booleans(),
+        then=st.sampled_from(["write", "restart", "reconnect"]),
+    )
+    def lose_acks(self, count: int, written: int, clean: bool, then: str) -> None:
+        """Some of those in flight are committed, and the sender hears of none."""
+        self.heal()
+        self.case.link.to_client.is_stalled = True
+        self.send(count)
+        for _ in range(written):
+            self.pump()
+            self.thread.run()
+        self.case.link.cut(clean=clean)
+        self.after_a_break(then)
 
     def after_a_break(self, step: str) -> None:
         if step == "write":
@@ -306,4 +365,4 @@ class PairMachineTests(PairTestCase):
     def test_whatever_happens(self) -> None:
         # Any factory will do, although the annotation asks for a class.
         machine: Any = partial(PairMachine, self)
-        run_state_machine_as_test(machine, settings=examples(80, steps=40))
+        run_state_machine_as_test(machine, settings=examples(100, steps=40))
