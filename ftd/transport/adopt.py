@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet.interfaces import IUNIXTransport
 from twisted.internet.tcp import Connection
@@ -17,7 +17,7 @@ from ftd.transport.tls_transport import TlsEnd, TlsTransport
 from ftd.wire.errors import ErrorCode, WireError
 
 
-def adopt(transport: Any, end: TlsEnd, options: LinkOptions) -> LinkTransport:
+def adopt(transport: Any, end: LinkEnd, options: LinkOptions) -> LinkTransport:
     """
     The link's transport on top of ``transport``, which Twisted has made and connected.
 
@@ -31,7 +31,7 @@ def adopt(transport: Any, end: TlsEnd, options: LinkOptions) -> LinkTransport:
         end.dataReceived = tls.dataReceived  # type: ignore[method-assign]
         return _carry(transport, tls, options)
 
-    return TlsTransport(end, options.tls, carry)
+    return TlsTransport(cast(TlsEnd, end), options.tls, carry)
 
 
 def _carry(transport: Any, end: LinkEnd, options: LinkOptions) -> LinkTransport:

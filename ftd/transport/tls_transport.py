@@ -151,7 +151,9 @@ class TlsTransport:
         """See `LinkTransport`."""
         if self._reading_is_paused and not self._is_over:
             self._reading_is_paused = False
-            if self._reads_on is None:
+            if not self._is_here():
+                self._below.resume_reading()
+            elif self._reads_on is None:
                 self._reads_on = self._clock.callLater(0, self._read_on)
 
     def lose_connection(self) -> None:
@@ -343,7 +345,7 @@ class TlsTransport:
         :raises ssl.SSLError: what ended it, after all that came before.
         """
         while self._reads:
-            if not self._incoming.pending and not self._tls.pending():
+            if not self._is_here():
                 return
             places = self._end.places()
             if places:
@@ -359,6 +361,10 @@ class TlsTransport:
                 _buffers.append(buffer)
             if ended is not None and not self._is_over:
                 raise ended
+
+    def _is_here(self) -> bool:
+        """Whether there is something to decrypt, or decrypted and not taken."""
+        return bool(self._incoming.pending or self._tls.pending())
 
     def _fill(self, places: Sequence[memoryview]) -> tuple[int, ssl.SSLError | None]:
         """
