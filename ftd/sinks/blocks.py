@@ -29,6 +29,7 @@ BLOCK_SIZE: Final = 1024 * 1024
 SMALLEST: Final = 4 * 1024
 LARGEST: Final = 4 * 1024 * 1024
 _CLASSES: Final = (SMALLEST, 64 * 1024, BLOCK_SIZE, LARGEST)
+_LARGER: Final = _CLASSES[1:]
 
 #: No more is prepared at once: as much as one read of a socket may take.
 MOST_ROOM: Final = 1024 * 1024
@@ -252,6 +253,10 @@ class BlockRun:
             left = most - self.capacity
             if left < SMALLEST:
                 return
-            size = next(size for size in reversed(_CLASSES) if size <= left and (size <= likely or size == SMALLEST))
+            size = SMALLEST
+            for larger in _LARGER:
+                if larger > likely or larger > left:
+                    break
+                size = larger
             self.blocks.append(self._arena.take(size))
             self.capacity += size

@@ -93,7 +93,8 @@ class MemorySink:
 
     def begin(self) -> None:
         """See `ISink`."""
-        self.abort()
+        if self._open is not None:
+            self._open.release()
         self._open = BlockRun(self._arena)
         self._failure = None
 
