@@ -31,6 +31,9 @@ from ftd.wire.placement import Placed
 from ftd.wire.receiver import ReceiverMachine
 from ftd.wire.states import State
 
+# Asked for before every read, and dear to look for in its enum each time.
+_INSIDE_FRAMES = State.CONTINUE
+
 
 @implementer(IPushProducer)
 class ReceiverProtocol(LinkProtocol):
@@ -111,7 +114,7 @@ class ReceiverProtocol(LinkProtocol):
 
     def places(self) -> Sequence[memoryview]:
         """See `ftd.transport.LinkEnd`.  Nothing has a place while something that was read before it waits."""
-        if self.machine.state is not State.CONTINUE or self._is_held() or not self._inbox.is_empty:
+        if self.machine.state is not _INSIDE_FRAMES or self._is_held() or not self._inbox.is_empty:
             return ()
         return self.machine.places()
 

@@ -8,7 +8,8 @@ and nothing to hand over too early.  What a transaction is worth is decided at C
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
 
 import xxhash
 
@@ -40,6 +41,16 @@ from ftd.wire.session import NO_TRACE, Limits, Session, WireTrace
 from ftd.wire.states import INSIDE, RECEIVER, Action, Call, State
 
 _NOTHING = memoryview(b"")
+
+# What is asked for at every frame is not looked for in its enum each time.
+_CONTINUE: Final = Action.CONTINUE
+_ATOMIC: Final = Action.ATOMIC
+_INSIDE_FRAMES: Final = State.CONTINUE
+_ACKNOWLEDGE: Final = Call.ACKNOWLEDGE
+_ACK: Final = Command.ACK
+
+_NO_ANSWER: frozenset[Call] = frozenset()
+_EITHER_ANSWER = frozenset({Call.ACKNOWLEDGE, Call.REFUSE})
 
 #: What may come of a transaction that is dropped.
 _OF_A_TRANSACTION = frozenset({Command.BEGIN, Command.CONTINUE, Command.COMMIT, Command.CANCEL, Command.ATOMIC})
@@ -83,7 +94,7 @@ class ReceiverMachine(Session):
         self._current = Action.BEGIN
         self._last_was_empty = False
         # Nothing while a transaction is not whole yet, only a refusal where it arrived damaged.
-        self._answers: frozenset[Call] = frozenset()
+        self._answers = _NO_ANSWER
 
     @property
     def is_inside(self) -> bool:
@@ -104,8 +115,8 @@ class ReceiverMachine(Session):
 
     def acknowledge(self) -> bytes:
         """Answer a `CommitRequested`: the transaction is committed."""
-        self._answer(Call.ACKNOWLEDGE)
-        ack = self._frame(Command.ACK, self.id, self.seq, 0)
+        self._answer(_ACKNOWLEDGE)
+        ack = self._frame(_ACK, self.id, self.seq, 0)
         self.id = (self.id + 1) % ID_MODULUS
         return ack
 
@@ -122,10 +133,10 @@ class ReceiverMachine(Session):
         return self._frame(Command.NACK, self.id, code, 0)
 
     def _answer(self, call: Call) -> None:
-        if self.state is State.COMMIT and call not in self._answers:
+        if call not in self._answers and self.state is State.COMMIT:
             raise CallRefused(f"{call.value} is not possible: the transaction is not whole", self.state.value)
         self._call(call)
-        self._answers = frozenset()
+        self._answers = _NO_ANSWER
 
     # What the peer sent
 
@@ -148,10 +159,7 @@ class ReceiverMachine(Session):
                     piece = view[at : at + deframer.payload_left]
                     at += len(piece)
                     deframer.payload_left -= len(piece)
-                    if self._current is Action.ATOMIC:
-                        event = self._on_atomic_payload(piece)
-                    else:
-                        event = self._on_payload(piece)
+                    event = self._on_atomic_payload(piece) if self._current is _ATOMIC else self._on_payload(piece)
                 elif partial or size - at < HEADER_SIZE:
                     end = at + HEADER_SIZE - len(partial)
                     partial += view[at:end]
@@ -162,7 +170,7 @@ class ReceiverMachine(Session):
                     partial.clear()
                     deframer.payload_left = header.payload_len
                     event = self._on_header(header)
-                elif self.state is State.CONTINUE and (placed := self._take_run(view, at)) is not None:
+                elif self.state is _INSIDE_FRAMES and (placed := self._take_run(view, at)) is not None:
                     at += len(placed.view) + placed.frames * HEADER_SIZE
                     event = placed
                 else:
@@ -177,7 +185,7 @@ class ReceiverMachine(Session):
                         view = self._view
                         size = len(view)
                         at = 0
-                    event = self._behind_atomic() if self._current is Action.ATOMIC else None
+                    event = self._behind_atomic() if self._current is _ATOMIC else None
         except WireError:
             self.close()
             raise
@@ -197,7 +205,7 @@ class ReceiverMachine(Session):
         Where the next bytes of the stream may be read to instead of being received; empty if they have to be received.
         They are good until the next call of this object.
         """
-        if self.state is not State.CONTINUE or self.room is None:
+        if self.state is not _INSIDE_FRAMES or self.room is None:
             return ()
         left = self._deframer.payload_left
         most = 0
@@ -270,29 +278,31 @@ class ReceiverMachine(Session):
             self._drop(header)
             return None
         action = self._current = self._command(header)
-        if action is Action.CONTINUE:
-            self._check_place(header)
-            self._check_size(header.payload_len)
-            self._plan.note(header.payload_len)
-            self._last_was_empty = not header.payload_len
-            self.seq += 1
-            return None
-        if action is Action.READ_HELLO:
-            self._expect_hello_payload(header)
-            return None
-        if action is Action.BEGIN:
-            self._expect_no_payload(header)
-            self._start(header)
-            return Begun(self.id)
-        if action is Action.ATOMIC:
-            return self._on_atomic(header)
+        return _JUDGED[action](self, header)
+
+    def _on_continue(self, header: Header) -> None:
         self._check_place(header)
-        if action is Action.CANCEL:
-            self._expect_no_payload(header)
-            return Cancelled(self.id)
-        return self._on_commit(header)
+        length = header.payload_len
+        self._check_size(length)
+        self._plan.note(length)
+        self._last_was_empty = not length
+        self.seq += 1
+
+    def _on_hello(self, header: Header) -> None:
+        self._expect_hello_payload(header)
+
+    def _on_begin(self, header: Header) -> ReceiverEvent:
+        self._expect_no_payload(header)
+        self._start(header)
+        return Begun(self.id)
+
+    def _on_cancel(self, header: Header) -> ReceiverEvent:
+        self._check_place(header)
+        self._expect_no_payload(header)
+        return Cancelled(self.id)
 
     def _on_commit(self, header: Header) -> ReceiverEvent | None:
+        self._check_place(header)
         self._check_commit(header)
         if FEATURE_DIGEST not in self.features:
             return self._requested()
@@ -345,7 +355,7 @@ class ReceiverMachine(Session):
     def _on_payload(self, piece: memoryview) -> ReceiverEvent | None:
         self._expect_open()
         action = self._current
-        if action is Action.CONTINUE:
+        if action is _CONTINUE:
             return self._absorb(piece)
         if action is Action.DROP:
             return None
@@ -413,9 +423,9 @@ class ReceiverMachine(Session):
         return Payload(piece)
 
     def _requested(self) -> CommitRequested:
-        self._answers = frozenset({Call.ACKNOWLEDGE, Call.REFUSE})
+        self._answers = _EITHER_ANSWER
         return CommitRequested(
-            self.id, self.seq, self.size, self._digest.intdigest(), self._current is Action.COMMIT and self.seq == 0
+            self.id, self.seq, self.size, self._digest.intdigest(), self.seq == 0 and self._current is Action.COMMIT
         )
 
     def _compared(self) -> ReceiverEvent:
@@ -426,3 +436,14 @@ class ReceiverMachine(Session):
             raise WireError(ErrorCode.RECV_PAYLOAD, detail)
         self._answers = frozenset({Call.REFUSE})
         return DigestMismatch(self.id, detail)
+
+
+#: What a header has to pass, and what comes of it, by what it makes the machine do.
+_JUDGED: dict[Action, Callable[[ReceiverMachine, Header], ReceiverEvent | None]] = {
+    Action.READ_HELLO: ReceiverMachine._on_hello,
+    Action.BEGIN: ReceiverMachine._on_begin,
+    Action.CONTINUE: ReceiverMachine._on_continue,
+    Action.ATOMIC: ReceiverMachine._on_atomic,
+    Action.CANCEL: ReceiverMachine._on_cancel,
+    Action.COMMIT: ReceiverMachine._on_commit,
+}

@@ -51,6 +51,9 @@ class Limits:
 
 
 _COMMANDS = frozenset(int(command) for command in Command)
+
+# Asked for at every piece of payload, and dear to look for in its enum each time.
+_CLOSED = State.CLOSED
 # The first bytes of a handshake and of an alert of TLS, in both byte orders.
 _TLS = frozenset({0x0316, 0x0315, 0x1603, 0x1503})
 
@@ -95,7 +98,7 @@ class Session:
 
     def _expect_open(self) -> None:
         """Payload has no transition that the table could refuse: what comes behind an error is stopped here."""
-        if self.state is State.CLOSED:
+        if self.state is _CLOSED:
             raise WireError(ErrorCode.STATE_INVALID, "the session is over")
 
     def _frame(self, cmd: Command, id: int, seq: int, payload_len: int) -> bytes:
