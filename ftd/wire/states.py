@@ -35,7 +35,9 @@ COMMITs, come to whatever state it is in by then::
 Where the window is one no sender ever stands in ACK, CANCEL, BEGIN or CONTINUE with a transaction in flight, and in
 COMMIT there is never room, so that its drawing is the one above.  A NACK takes all transactions behind the refused one
 with it, for they follow upon a state that will not be: those in flight get no answer, the open one is cancelled, and
-the next BEGIN has the id of the refused one.  That BEGIN tells the receiver where the dropped ones end.
+the next BEGIN has the id of the refused one.  That BEGIN tells the receiver where the dropped ones end: until it comes,
+a receiver that allows a window stays in NACK and reads, without acting on it, whatever is of one of the ids that can
+have been in flight.  That is no state of its own, since nothing shows of it.
 
 A NACK answers a COMMIT or an ATOMIC and nothing else.  Rejected: refusing a transaction while it is still being
 sent.  A CANCEL and the next BEGIN of the same id could cross that NACK, and the sender would take it for the wrong
