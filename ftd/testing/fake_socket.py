@@ -200,10 +200,14 @@ class SocketReactor(_PollLikeMixin, _DisconnectSelectableMixin, Clock):
         self._doReadOrWrite(connection, connection.fileno(), self._POLL_OUT)
 
     def turn(self) -> bool:
-        """Make the calls that are due; whether there were any."""
-        due = any(call.getTime() <= self.seconds() for call in self.getDelayedCalls())
-        self.advance(0)
-        return due
+        """Make the calls that are due, and not those that they lead to; whether there were any."""
+        due = [call for call in self.calls if call.getTime() <= self.seconds()]
+        for call in due:
+            if call.active():
+                self.calls.remove(call)
+                call.called = 1
+                call.func(*call.args, **call.kw)
+        return bool(due)
 
 
 class SocketEnd(Connection):
