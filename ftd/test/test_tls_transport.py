@@ -106,6 +106,25 @@ class StreamTests(TlsCase):
         self.assertEqual(len(self.server.received), 1200)
         self.assertLess(len(self.wire.to_server.delivered) - before, 1200 + 30)
 
+    def test_pieces_larger_than_a_batch_keep_their_order(self) -> None:
+        """The rest of one comes before the next."""
+        self.connect()
+        pieces = [random.Random(seed).randbytes(300 * KIB) for seed in range(3)]
+        self.client.link.gather([pieces[0], b"x" * 12, *pieces[1:]])
+        self.pump()
+        self.assertEqual(self.server.received, b"".join([pieces[0], b"x" * 12, *pieces[1:]]))
+
+    def test_answers_to_one_read_share_a_record(self) -> None:
+        """However often they are flushed inside of it."""
+        self.connect()
+        self.server.rooms = [10]
+        self.server.answer = b"ack"
+        before = len(self.wire.to_client.delivered)
+        self.client.link.write(bytes(1000))
+        self.pump()
+        self.assertEqual(self.client.received, b"ack" * 100)
+        self.assertLess(len(self.wire.to_client.delivered) - before, 300 + 30)
+
     def test_what_is_gathered_goes_at_the_end_of_the_turn(self) -> None:
         """Nobody has to flush, and nothing goes before that."""
         self.connect()

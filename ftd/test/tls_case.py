@@ -30,6 +30,7 @@ class End(Protocol):
     :param identity: ``None`` for an end without TLS.
     :ivar rooms: the sizes of the places for what comes next; without any, what comes is just received.
     :ivar placed_sizes: what came to such places, read by read.
+    :ivar answer: what is said to each read.
     :ivar error: what the link failed with.
     :ivar lost_with: what Twisted says of the end of the connection.
     """
@@ -42,6 +43,7 @@ class End(Protocol):
         self.error: WireError | None = None
         self.lost_with: Failure | None = None
         self.pauses_after: int | None = None
+        self.answer = b""
         self._identity = identity
         self._places: list[memoryview] = []
 
@@ -75,6 +77,9 @@ class End(Protocol):
 
     def _take(self, data: bytes | memoryview) -> None:
         self.received += data
+        if self.answer:
+            self.link.gather((self.answer,))
+            self.link.flush()
         if self.pauses_after is not None and len(self.received) >= self.pauses_after:
             self.pauses_after = None
             self.link.pause_reading()
