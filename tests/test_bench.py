@@ -178,6 +178,12 @@ class FigureTests(SynchronousTestCase):
             put_into(page, "new\n")
             self.assertEqual(page.read_text(), f"# Before\n\n{BEGIN}\n\nnew\n\n{END}\n\nAfter\n")
 
+    def test_a_page_without_a_place_for_them_is_theirs(self) -> None:
+        page = Path(self.mktemp())
+        page.write_text(f"old\n{BEGIN}\nand its end is missing\n")
+        put_into(page, "new\n")
+        self.assertEqual(page.read_text(), "new\n")
+
     def test_performance_has_a_place_for_them(self) -> None:
         text = (TREE / "docs" / "performance.md").read_text()
         self.assertLess(text.index(BEGIN), text.index(END))
