@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
 import socket
 import time
 from bisect import bisect_right
@@ -341,6 +342,8 @@ class SocketTransport:
                     if error.errno not in _LATER:
                         return CONNECTION_LOST
                     if budget and clock() - since < budget:
+                        # The peer may need this processor for its answer.
+                        os.sched_yield()
                         continue
                     if budget:
                         self._spin.missed()
