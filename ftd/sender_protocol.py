@@ -26,6 +26,10 @@ from ftd.wire.hello import PROMOTED
 from ftd.wire.sender import Buffer, SenderMachine
 from ftd.wire.states import BETWEEN, State
 
+#: Seconds until it is looked again whether what was gathered in this turn of the reactor has gone: not before the end of
+#: the turn, and not in every turn if something keeps it.
+_SOON = 0.001
+
 
 @implementer(IConsumer, IPushProducer)
 class SenderProtocol(LinkProtocol):
@@ -247,14 +251,17 @@ class SenderProtocol(LinkProtocol):
         The transport tells when it was full and has room; of what it has only gathered nobody tells, as that goes with
         the end of the turn at the latest.
         """
-        if not self._drain_wanted or self._outbox.size:
+        outbox = self._outbox
+        if self._drain_wanted and not outbox.is_frozen:
+            # The transport may call from inside of this, and all may be said then.
+            self.link.flush()
+        if not self._drain_wanted:
             return
-        self.link.flush()
-        if not self.link.unsent:
+        if not outbox.unsent:
             self._drain_wanted = False
             self._owner.all_sent()
-        elif not self._outbox.is_full and self._drain_look is None:
-            self._drain_look = self.clock.callLater(0, self._look_again)
+        elif not outbox.is_frozen and self._drain_look is None:
+            self._drain_look = self.clock.callLater(_SOON, self._look_again)
 
     def _look_again(self) -> None:
         self._drain_look = None
