@@ -26,8 +26,8 @@ from ftd.wire.hello import PROMOTED
 from ftd.wire.sender import Buffer, SenderMachine
 from ftd.wire.states import BETWEEN, State
 
-#: Seconds until it is looked again whether what was gathered in this turn of the reactor has gone: not before the end of
-#: the turn, and not in every turn if something keeps it.
+#: Seconds until it is looked again whether what was gathered in this turn of the reactor has gone: not before the end
+#: of the turn, and not in every turn if something keeps it.
 _SOON = 0.001
 
 

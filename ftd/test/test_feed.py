@@ -113,6 +113,24 @@ class FrameTests(UploadTestCase):
                 self.assertIsInstance(piece, memoryview)
                 self.assertIs(memoryview(piece).obj, data)
 
+    def test_whole_frames_of_a_long_piece_go_at_once(self) -> None:
+        self.write(300, 4000, 900)
+        self.upload.finish()
+        self.assertEqual(self.target.runs, [(3000, FRAME_SIZE)])
+        self.assertEqual(self.target.sizes(), [1000, 1000, 1000, 1000, 1000, 200])
+
+    def test_unsent_is_what_waits_here_and_what_the_pair_has(self) -> None:
+        self.write(700)
+        self.assertEqual(self.upload.unsent, 700)
+        self.target.unsent = 112
+        self.assertEqual(self.upload.unsent, 812)
+        self.write(1300)
+        self.assertEqual(self.upload.unsent, 112)
+        self.write(10)
+        self.upload.fail(NotInState("it was cancelled", "CANCEL"))
+        self.failureResultOf(self.upload.done, NotInState)
+        self.assertEqual(self.upload.unsent, 112, "what was sent is still on its way")
+
     def test_a_piece_that_fits_is_sent_as_it_is(self) -> None:
         pieces = [bytes(300), bytes(700)]
         for piece in pieces:
