@@ -44,7 +44,7 @@ LOOK_TURN = 1e-3
 #: Bytes of one read that the end has no places for.
 STAGING = 1 << 20
 #: Gathered bytes that are worth a system call.
-GATHER = 256 << 10
+GATHER = 1 << 20
 #: Pieces of one system call; Linux takes up to 1,024 (IOV_MAX).
 PIECES = 1000
 #: Bytes of a read up to which a copy costs less than a view that has to be given up again.
