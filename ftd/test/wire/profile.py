@@ -18,6 +18,7 @@ def examples(count: int, steps: int = 50) -> settings:
 
     No deadline: a machine that does other work too is no failure.  No database: the tests leave nothing behind; what
     hypothesis finds it prints with the blob that reproduces it.  In CI the examples are always the same.
+    Some test cases run once more on another transport; that these could not share a database is no matter.
     """
     return settings(
         max_examples=count,
@@ -26,5 +27,5 @@ def examples(count: int, steps: int = 50) -> settings:
         database=None,
         derandomize="CI" in os.environ,
         print_blob=True,
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.differing_executors],
     )
