@@ -35,6 +35,7 @@ class Outbox:
     :ivar size: bytes that were put while the output was frozen and have not gone yet.
     :ivar sent: bytes handed to the transport so far.
     :ivar is_full: whether it is the transport that takes no more, and not just the bandwidth limit.
+    :ivar window: how many transactions may be in flight, some of which may be sent together.
     """
 
     __slots__ = (
@@ -48,6 +49,7 @@ class Outbox:
         "is_full",
         "sent",
         "size",
+        "window",
     )
 
     def __init__(
@@ -63,6 +65,7 @@ class Outbox:
         self.size = 0
         self.sent = 0
         self.is_full = False
+        self.window = 1
         self._transport = transport
         self._trace = trace
         self._throttle = Throttle(clock, bandwidth, shared, self._ready)
@@ -104,7 +107,7 @@ class Outbox:
         else:
             self._transport.gather(self._passing(pieces))
         if flush:
-            self._transport.flush()
+            self._transport.flush(self.window)
 
     def pause(self) -> None:
         """The transport is full.  It may say so again and again."""

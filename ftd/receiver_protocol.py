@@ -168,7 +168,7 @@ class ReceiverProtocol(LinkProtocol):
         self.traffic.sent += len(ack)
         self._sign_of_life()
         self.link.gather((ack,))
-        self.link.flush()
+        self.link.flush(self.machine.window)
         self.link.expect_answer()
 
     def _take_in(self, data: bytes | memoryview) -> None:

@@ -127,7 +127,8 @@ class SenderProtocol(LinkProtocol):
         self.link.expect_answer()
 
     def cancel(self) -> None:
-        """Send CANCEL."""
+        """Send CANCEL; the source is let go of, as it is one of the open transaction."""
+        self.unregisterProducer()
         self._put((self.machine.cancel(),), flush=True)
 
     def registerProducer(self, producer: IProducer, streaming: bool) -> None:
@@ -277,11 +278,13 @@ class SenderProtocol(LinkProtocol):
             self._put((self.machine.greet(self._owner.hello()),), flush=True)
         elif isinstance(event, Opened):
             self._session_is_open()
+            self._outbox.window = self.machine.window
             self._owner.opened(self, self.machine.peer_hello, event.next_id)
             if not self.machine.peer_is_kemari:
                 self._heartbeat.start()
         else:
             if event.cancel:
+                self.unregisterProducer()
                 self._put((event.cancel,), flush=True)
             self._owner.refused(event.transaction, event.code, event.behind, bool(event.cancel))
 

@@ -57,7 +57,7 @@ class LazyLink(StockTransport):
         """See `LinkTransport`."""
         self._held += pieces
 
-    def flush(self) -> None:
+    def flush(self, window: int = 1) -> None:  # noqa: ARG002
         """See `LinkTransport`."""
         self.flushes += 1
 

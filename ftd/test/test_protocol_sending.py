@@ -42,9 +42,9 @@ class KeepingLink(LazyLink):
         """See `LinkTransport`."""
         self._producer = None
 
-    def flush(self) -> None:
+    def flush(self, window: int = 1) -> None:
         """See `LinkTransport`."""
-        super().flush()
+        super().flush(window)
         if not self.is_full:
             self.take_all()
         elif self.unsent and self._producer is not None:

@@ -26,11 +26,13 @@ class Answering(SuiteEnd):
     Answers each read.
 
     :ivar answers: the pieces of the next answers.
+    :ivar window: with which they are flushed.
     """
 
     def __init__(self, suite: TransportSuite) -> None:
         super().__init__(suite)
         self.answers: list[tuple[bytes, ...]] = []
+        self.window = 1
         self.reads: list[int] = []
         self.does: list[Any] = []
         self.expects = False
@@ -49,7 +51,7 @@ class Answering(SuiteEnd):
         self.reads.append(size)
         for pieces in self.answers:
             self.link.gather(pieces)
-            self.link.flush()
+            self.link.flush(self.window)
             if self.expects:
                 self.link.expect_answer()
         self.answers = []
@@ -167,10 +169,18 @@ class SendTests(SocketCase):
         self.link.pump(LARGE)
         self.assertEqual(len(self.client.heard), 20 << 20)
 
-    def test_what_a_read_leads_to_is_one_call(self) -> None:
-        self.server.answers = [(b"ack",)] * 16
+    def test_what_a_read_leads_to_is_a_few_calls(self) -> None:
+        self.server.window = 16
+        self.server.answers = [(b"ack",)] * 15
         self.arrive(b"x")
-        self.assertEqual((self.sent(), bytes(self.socket.outgoing)), (1, b"ack" * 16))
+        # Four at a time while there are, and at the end of the read the rest.
+        self.assertEqual((self.sent(), bytes(self.socket.outgoing)), (4, b"ack" * 15))
+
+    def test_an_answer_that_is_waited_for_goes_before_the_end_of_the_read(self) -> None:
+        self.server.answers = [(b"ack",)]
+        self.server.does = [lambda: self.assertEqual(self.sent(), 1)]
+        self.arrive(b"x")
+        self.assertEqual((self.sent(), self.server.does), (1, []))
 
     def test_an_iterable_ends_when_the_producer_is_paused(self) -> None:
         self.connect(capacity=GATHER)
@@ -267,6 +277,7 @@ class EndTests(SocketCase):
 
     def test_who_aborts_in_a_read_reads_and_sends_no_more(self) -> None:
         self.server.room = [10]
+        self.server.window = 16
         self.server.answers = [(b"never",)]
         self.server.does = [self.server.link.abort_connection]
         self.arrive(b"x" * 100)

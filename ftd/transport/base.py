@@ -49,8 +49,14 @@ class LinkTransport(Protocol):
         of this turn of the reactor.  They must not change until ``unsent`` says that they have gone.
         """
 
-    def flush(self) -> None:
-        """Send what was gathered now; inside of `LinkEnd.dataReceived` or ``placed`` at the end of that read."""
+    def flush(self, window: int = 1) -> None:
+        """
+        Send what was gathered now; or, inside of `LinkEnd.dataReceived` or ``placed``, when as many have asked for it
+        as are some part of ``window``, at the end of that read at the latest: what answers a read of many goes in a few
+        system calls, and still both sides have something to do all the time.
+
+        :param window: how many such things the peer takes without an answer.
+        """
 
     def write(self, data: Buffer) -> None:
         """`gather` and `flush`."""

@@ -45,6 +45,8 @@ LOOK_TURN = 1e-3
 STAGING = 1 << 20
 #: Gathered bytes that are worth a system call.
 GATHER = 1 << 20
+#: Into how many parts a window is cut, each of which is sent when it is there.
+WINDOW_PARTS = 4
 #: Pieces of one system call; Linux takes up to 1,024 (IOV_MAX).
 PIECES = 1000
 #: Bytes of a read up to which a copy costs less than a view that has to be given up again.
@@ -105,6 +107,7 @@ class SocketTransport:
         "_clock",
         "_connection",
         "_end",
+        "_flushes",
         "_is_blocked",
         "_is_broken",
         "_is_expecting",
@@ -142,6 +145,8 @@ class SocketTransport:
         # Sending has failed: what can still be read is read, then that is said.
         self._is_broken = False
         self._is_in_read = False
+        # Since something was sent, for those of a read.
+        self._flushes = 0
         # What the end did during a read has an answer.
         self._is_expecting = False
         self._looking: IDelayedCall | None = None
@@ -174,10 +179,12 @@ class SocketTransport:
         elif self._turn_end is None and self.unsent and not self._is_in_read:
             self._turn_end = self._connection.reactor.callLater(0, self._turn_ends)
 
-    def flush(self) -> None:
+    def flush(self, window: int = 1) -> None:
         """See `LinkTransport`."""
-        if self._queue and not self._is_in_read and not self._is_blocked:
-            self._send()
+        if self._queue and not self._is_blocked:
+            self._flushes += 1
+            if not self._is_in_read or self._flushes * WINDOW_PARTS >= window:
+                self._send()
 
     def write(self, data: Buffer) -> None:
         """See `LinkTransport`."""
@@ -220,6 +227,7 @@ class SocketTransport:
             self._give_back()
             return False
         queue = self._queue
+        self._flushes = 0
         while queue:
             batch = queue if len(queue) <= PIECES else queue[:PIECES]
             try:

@@ -28,7 +28,7 @@ class StockTransport:
         for piece in pieces:
             self.write(piece)
 
-    def flush(self) -> None:
+    def flush(self, window: int = 1) -> None:
         """It was sent when it was gathered."""
 
     def write(self, data: Buffer) -> None:

@@ -110,8 +110,8 @@ class TlsTransport:
         elif self._waiting and self._at_turn_end is None:
             self._at_turn_end = self._clock.callLater(0, self._turn_ended)
 
-    def flush(self) -> None:
-        """See `LinkTransport`."""
+    def flush(self, window: int = 1) -> None:  # noqa: ARG002
+        """See `LinkTransport`.  What is decrypted is not interrupted."""
         if not self._is_reading:
             self._send()
 
