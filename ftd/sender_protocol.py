@@ -128,8 +128,9 @@ class SenderProtocol(LinkProtocol):
 
     def cancel(self) -> None:
         """Send CANCEL; the source is let go of, as it is one of the open transaction."""
+        cancel = self.machine.cancel()
         self.unregisterProducer()
-        self._put((self.machine.cancel(),), flush=True)
+        self._put((cancel,), flush=True)
 
     def registerProducer(self, producer: IProducer, streaming: bool) -> None:
         """Take ``producer`` as the source: it is paused as the freeze semantics say.  Push producers only."""
