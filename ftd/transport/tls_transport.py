@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
+from twisted.logger import Logger
 from zope.interface import implementer
 
 from ftd.transport.base import LinkEnd, LinkTransport
@@ -61,6 +62,8 @@ class TlsTransport:
     :param end: the protocol.
     :param carry: makes the transport below, whose end is what it is called with.
     """
+
+    log = Logger()
 
     def __init__(self, end: TlsEnd, identity: TlsIdentity, carry: Callable[[LinkEnd], LinkTransport]) -> None:
         self._end = end
@@ -393,7 +396,12 @@ class TlsTransport:
     def _read_on(self) -> None:
         self._reads_on = None
         if self._reads:
-            self._step()
+            try:
+                self._step()
+            except Exception:
+                # Twisted has this end the connection when it comes out of a read of its own.
+                self.log.failure("in a link that reads on")
+                self.abort_connection()
         # What was read may have been enough again.
         if self._reads:
             self._below.resume_reading()
