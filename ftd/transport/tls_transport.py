@@ -114,8 +114,8 @@ class TlsTransport:
             self._at_turn_end = self._clock.callLater(0, self._turn_ended)
 
     def flush(self, window: int = 1) -> None:  # noqa: ARG002
-        """See `LinkTransport`.  What is decrypted is not interrupted."""
-        if not self._is_reading:
+        """See `LinkTransport`.  Decrypting is interrupted only where more than a batch would wait for its end."""
+        if not self._is_reading or self._waiting_size >= _BATCH:
             self._send()
 
     def write(self, data: Buffer) -> None:
