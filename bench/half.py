@@ -34,6 +34,9 @@ from ftd.status import LinkState
 #: Seconds in which all links have to be up.
 _UP_TIME = 90.0
 
+#: Bytes of a checkpoint that is one of many.
+_FLOOD = 64 << 20
+
 #: Seconds between two looks at them.
 _LOOK = 0.02
 
@@ -112,11 +115,11 @@ class Half(LineOnlyReceiver):
         return self._timed([stream.run(count)])
 
     def do_flood(self, piece: int) -> dict[str, Any]:
-        """A checkpoint without end into every pair."""
-        self._streams = [Stream(pair, self._memory(), piece, 1 << 40) for pair in self._primaries]
+        """Checkpoints without end into every pair, each of a size that finds the receiver's memory warm."""
+        self._streams = [Stream(pair, self._memory(), piece, _FLOOD) for pair in self._primaries]
         for stream in self._streams:
             # It ends with the process.
-            stream.run(1).addErrback(lambda _: None)
+            stream.run(1 << 40).addErrback(lambda _: None)
         return {}
 
     def do_limit(self, rate: int) -> dict[str, Any]:
