@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
 
 #: A portion is what comes in within this many seconds; the flow is no less even than that.
 _PORTION = 0.025
@@ -95,6 +96,8 @@ class SharedBandwidth:
     :param rate: bytes per second, 0 for no limit.
     """
 
+    log = Logger()
+
     def __init__(self, clock: IReactorTime, rate: int = 0) -> None:
         self._clock = clock
         self._bucket = TokenBucket(clock.seconds, rate)
@@ -163,7 +166,11 @@ class SharedBandwidth:
                 self._bucket.spend(size)
                 throttle.credit += size
                 self._granted.append(throttle)
-            throttle.ready()
+            try:
+                throttle.ready()
+            except Exception:
+                # The others wait for their turn.
+                self.log.failure("in a pair whose turn it was to send")
         self._wait()
 
 

@@ -242,6 +242,20 @@ class ThrottleTests(SynchronousTestCase):
         throttle.give_back(200)
         self.assertEqual(throttle.take(250), 250)
 
+    def test_one_that_breaks_does_not_stop_the_others(self) -> None:
+        shared = SharedBandwidth(self.clock, 10_000)
+        told: list[str] = []
+
+        def broken() -> None:
+            told.append("broken")
+            raise ZeroDivisionError
+
+        for ready in (broken, lambda: told.append("other")):
+            Throttle(self.clock, 0, shared, ready).take(100_000)
+        self.pass_time(0.1)
+        self.assertEqual(told, ["broken", "other"])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
 
 class FlowTests(LinkTestCase):
     """The limit as a peer sees it."""
