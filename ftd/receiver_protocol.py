@@ -34,6 +34,8 @@ from ftd.wire.states import State
 # Asked for before every read, and dear to look for in its enum each time.
 _INSIDE_FRAMES = State.CONTINUE
 
+_OWN_ERROR = "an error in ftd; the log says which"
+
 
 @implementer(IPushProducer)
 class ReceiverProtocol(LinkProtocol):
@@ -182,6 +184,10 @@ class ReceiverProtocol(LinkProtocol):
             self._inbox.drain()
         except WireError as error:
             self.fail(error)
+        except Exception:
+            # Inside of a read Twisted ends the connection; here the one who called would go on without what was lost.
+            self.log.failure("in going on with what was read")
+            self.fail(WireError(ErrorCode.UNKNOWN, _OWN_ERROR))
 
     def _is_held(self) -> bool:
         return self._sink_is_full or self._is_committing or self._error is not None
@@ -335,7 +341,7 @@ class ReceiverProtocol(LinkProtocol):
 
     def _commit_broke(self, failure: Failure) -> None:
         self.log.failure("after a commit", failure)
-        self.fail(WireError(ErrorCode.UNKNOWN, "an error in ftd; the log says which"))
+        self.fail(WireError(ErrorCode.UNKNOWN, _OWN_ERROR))
 
     def _waits_for_peer(self) -> bool:
         return not self._kemari and not self._input_is_frozen and self.machine.state is not State.COMMIT
