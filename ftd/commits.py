@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import TypeAlias
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -37,6 +38,9 @@ _NACK_MEANS = {
     ErrorCode.STATE_INVALID: "it does not fit what the standby holds, whose own status says more",
 }
 
+
+#: Told of the newest transaction that is committed, if there is one.
+_Known: TypeAlias = Callable[[Transaction | None], None]
 
 #: Seconds: a time limit that is no further away has been reached.  Sums of times are not exact.
 _TICK = 1e-6
@@ -73,6 +77,10 @@ class _Pending:
         if self.caller is not None:
             did = self.transaction
             self.answer(Commit(id=did.id, seq=did.seq, bytes=did.bytes, seconds=did.commit_seconds))
+
+
+def _nobody(transaction: Transaction | None) -> None:
+    """Who does not care."""
 
 
 class Commits:
@@ -116,13 +124,18 @@ class Commits:
             self._look_at(deadline, limit)
         return caller
 
-    def acknowledged(self) -> Transaction:
-        """The oldest one in flight is committed."""
+    def acknowledged(self, known: _Known = _nobody) -> Transaction:
+        """
+        The oldest one in flight is committed.
+
+        :param known: told of it before its caller is.
+        """
         pending = self._in_flight.popleft()
         transaction = pending.transaction
         assert transaction.number is not None
         self.number = transaction.number
         self._history.end(transaction, Outcome.COMMITTED)
+        known(transaction)
         pending.answer_committed()
         self._tell_when_none()
         return transaction
@@ -154,16 +167,21 @@ class Commits:
             self._id_after_doubt = next_id
         self._tell_when_none()
 
-    def resolve(self, hello: Hello | None, next_id: int) -> Transaction | None:
+    def resolve(self, hello: Hello | None, next_id: int, known: _Known = _nobody) -> Transaction | None:
         """
         A new session says what became of those in doubt.
 
         :param hello: ``None`` from a Kemari, which cannot tell.
+        :param known: told what is returned, before any caller is told anything.
         :return: the newest one that turned out to be committed.
         """
         in_doubt, self._in_doubt = self._in_doubt, deque()
         if hello is None:
-            self._failed(in_doubt, "may be committed: the link broke before its ACK, and a Kemari cannot tell")
+            lost = self._end_failed(
+                in_doubt, "may be committed: the link broke before its ACK, and a Kemari cannot tell"
+            )
+            known(None)
+            self._answer_failed(lost)
             return None
         held = self._count_held(in_doubt, hello, next_id)
         committed = [in_doubt.popleft() for _ in range(held)]
@@ -175,6 +193,7 @@ class Commits:
         lost = self._end_failed(
             in_doubt, "is not committed: the link broke before its ACK, and the standby does not have it"
         )
+        known(newest)
         for pending in committed:
             pending.answer_committed()
         self._answer_failed(lost)

@@ -379,16 +379,22 @@ class PrimaryPair(Pair):
         self._sender = sender
         self._dialer.session_opened()
         self._take_standby_position(hello)
-        self._note_committed(self._commits.resolve(hello, next_id))
         assert sender.transport is not None
-        self._session_opened(self._peer_text(sender.transport.getPeer()))
+        peer = self._peer_text(sender.transport.getPeer())
+
+        def known(newest: Transaction | None) -> None:
+            self._note_committed(newest)
+            self._session_opened(peer)
+
+        # Whoever is told what became of his transaction may begin the next one at once.
+        self._commits.resolve(hello, next_id, known)
 
     def acknowledged(self, transaction: InFlight) -> None:
         """The oldest transaction in flight is committed."""
         if transaction.is_heartbeat:
             self.heartbeats += 1
         else:
-            self._note_committed(self._commits.acknowledged())
+            self._commits.acknowledged(self._note_committed)
             self._progressed()
         if self._queued_begins:
             self._run_queued()

@@ -10,7 +10,7 @@ from ftd.config import Ack
 from ftd.errors import LinkDown, NotInState, PairFailed
 from ftd.feed import Upload
 from ftd.sinks.sink import SinkError
-from ftd.status import Commit, FtMode, Outcome
+from ftd.status import Commit, FtMode, LinkState, Outcome, PairStatus
 from ftd.test.pair_case import Body, PairTestCase
 from ftd.wire.errors import ErrorCode
 
@@ -206,6 +206,10 @@ class RefusalTests(WindowCase):
 class LossTests(WindowCase):
     """The link breaks, and the next session says how many of them are committed."""
 
+    def look(self, _: object, seen: list[PairStatus]) -> None:
+        """A caller that looks at the pair as soon as it is told."""
+        seen.append(self.primary.status())
+
     def test_wherever_it_breaks(self) -> None:
         for held in range(WINDOW + 1):
             with self.subTest(held=held):
@@ -226,3 +230,30 @@ class LossTests(WindowCase):
                 self.assertEqual(len(self.held()), held)
                 self.committed(b"next")
                 self.assertEqual(self.primary.transactions()[-1].number, held + 1)
+
+    def test_who_hears_what_became_of_it_may_begin_anew(self) -> None:
+        for held in (0, 1):
+            with self.subTest(held=held):
+                self.tearDown()
+                self.setUp()
+                done = self.send(b"0")
+                self.link.to_client.is_stalled = True
+                while len(self.held()) < held:
+                    self.link.step(12)
+                self.link.cut(clean=False)
+                self.network.pump()
+                seen: list[PairStatus] = []
+                again = done.addBoth(self.look, seen).addCallback(lambda _: self.send(b"again"))
+                self.reconnect()
+                self.network.pump()
+                self.assertIs(seen[0].link_state, LinkState.UP)
+                self.assertEqual(seen[0].last_committed.number if seen[0].last_committed is not None else 0, held)
+                self.successResultOf(again)
+                self.assertEqual(self.held()[held:], [b"again"])
+
+    def test_what_an_ack_has_told_is_to_be_seen(self) -> None:
+        seen: list[PairStatus] = []
+        self.send(b"0").addCallback(self.look, seen)
+        self.network.pump()
+        last = seen[0].last_committed
+        self.assertEqual(last.number if last is not None else 0, 1)
