@@ -48,6 +48,10 @@ PREDICTED_FROM: Final = 256 * 1024
 #: Frames from which on a run is worth it.
 LEAST_RUN: Final = 4
 
+#: Headers of a run that are looked at first, and how many times more after each look at which all were good.
+FIRST_LOOK: Final = 256
+FURTHER_LOOK: Final = 16
+
 #: Headers up to which looking at each costs less than looking at all together.
 FEW: Final = 8
 
@@ -215,8 +219,20 @@ class Placement:
         count = min((len(view) - at) // stride, most)
         if count < LEAST_RUN:
             return 0
+        last = at + (LEAST_RUN - 1) * stride
+        header = encode_header(self._byte_order, Command.CONTINUE, id, seq + LEAST_RUN - 1, self.predicted)
+        if view[last : last + HEADER_SIZE] != header:
+            return 0
         words: _Words = np.ndarray((count, 3), _WORD[self._byte_order], view, at, (stride, 4))
-        leading = self._leading(words, id, seq)
+        # A run that ends soon must not cost what a long one does: it may be followed by another one like it.
+        leading, upto = 0, FIRST_LOOK
+        while leading < count:
+            part = words[leading:upto]
+            good = self._leading(part, id, seq + leading)
+            leading += good
+            if good < len(part):
+                break
+            upto *= FURTHER_LOOK
         return leading if leading >= LEAST_RUN else 0
 
     def copy_run(self, view: memoryview, at: int, count: int, to: memoryview) -> None:

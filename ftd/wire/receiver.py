@@ -89,6 +89,8 @@ class ReceiverMachine(Session):
         self._view = memoryview(b"")
         self._at = 0
         self._is_dropping = False
+        # The number of the first frame that there may be room for in a run.
+        self._no_run_before = 0
         self._digest = xxhash.xxh3_64()
         self._sent_digest = bytearray()
         self._current = Action.BEGIN
@@ -259,11 +261,15 @@ class ReceiverMachine(Session):
         plan = self._plan
         length = plan.predicted
         enough = placement.LEAST_RUN * length
-        if not length or len(view) - at < enough or self.room is None:
+        if not length or len(view) - at < enough or self.seq < self._no_run_before or self.room is None:
             return None
         frames = plan.run(view, at, self._most_predicted(0), self.id, self.seq)
-        room = self.room(frames * length) if frames else ()
+        if not frames:
+            return None
+        room = self.room(frames * length)
         if not room or len(room[0]) < enough:
+            # Looking at all of them again for each would cost more than looking at each.
+            self._no_run_before = self.seq + (len(room[0]) // length + 1 if room else frames)
             return None
         frames = min(frames, len(room[0]) // length)
         filled = room[0][: frames * length]
@@ -383,6 +389,7 @@ class ReceiverMachine(Session):
 
     def _start(self, header: Header) -> None:
         self._is_dropping = False
+        self._no_run_before = 0
         self.seq = 0
         self.size = 0
         self._digest.reset()

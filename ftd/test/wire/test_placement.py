@@ -39,6 +39,8 @@ SMALL = {
     "LEAST_RUN": 2,
     "MOST_PLACES": 30,
     "FEW": 2,
+    "FIRST_LOOK": 4,
+    "FURTHER_LOOK": 2,
 }
 
 AMPLE = Limits(max_payload=1 << 22, max_transaction=1 << 24)
