@@ -29,7 +29,8 @@ class Transaction:
     One transaction while it lives and as it is remembered.
 
     :ivar number: the number of the checkpoint that it becomes, or became; ``None`` before its COMMIT.
-    :ivar frozen_seconds: how long the pair was frozen while it was open.
+    :ivar frozen_seconds: how long the pair was frozen while it was open, up to ``frozen_since``.
+    :ivar frozen_since: since when the pair is; ``None`` while it is not, and after the end.
     """
 
     id: int
@@ -43,6 +44,13 @@ class Transaction:
     first_data: float | None = None
     commit: float | None = None
     ended: float | None = None
+    frozen_since: float | None = None
+
+    def note_frozen(self, now: float, still_frozen: bool) -> None:
+        """The pair froze or thawed, or this is the end."""
+        if self.frozen_since is not None:
+            self.frozen_seconds += now - self.frozen_since
+        self.frozen_since = now if still_frozen else None
 
     @property
     def commit_seconds(self) -> float:

@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IPushProducer, IStreamClientEndpoint
 from zope.interface import implementer
 
 from ftd.commits import Commits
 from ftd.config import PairConfig
-from ftd.errors import FtdError, LinkDown, NotInState, TooLarge
+from ftd.errors import FtdError, LinkDown, NotInState
 from ftd.feed import Upload
 from ftd.history import Transaction
 from ftd.interfaces import IPrimaryPair
@@ -26,6 +26,7 @@ from ftd.lineage import load_generation
 from ftd.link import Dialer
 from ftd.pair import Pair, Surroundings
 from ftd.protocol import SenderProtocol
+from ftd.refusals import Refusals
 from ftd.status import Commit, FtMode, LastCommitted, LinkState, OpenTransaction, Outcome
 from ftd.wire.errors import CallRefused, ErrorCode, WireError
 from ftd.wire.events import InFlight
@@ -47,6 +48,7 @@ class PrimaryPair(Pair):
     ) -> None:
         super().__init__(config, around)
         self.generation = load_generation(directory, self.name)
+        self._refusals = Refusals(self.name, config.link)
         self._dialer = Dialer(
             endpoint,
             self._build,
@@ -59,11 +61,8 @@ class PrimaryPair(Pair):
         self._open: Transaction | None = None
         self._upload: Upload | None = None
         self._commits = Commits(self.history, around.clock, self.generation)
-        # What came of the transaction that was open last, if that was nobody's wish.
-        self._why_none_open = ""
         # Begins that wait for the ACK of a heartbeat.
         self._queued_begins: deque[Callable[[], None]] = deque()
-        self._frozen_since: float | None = None
         self._when_drained: list[Deferred[None]] = []
         # The next id when there is no session, as far as is known.
         self._last_id = 0
@@ -102,28 +101,25 @@ class PrimaryPair(Pair):
 
     def begin(self) -> Deferred[int]:
         """See `IPrimaryPair`."""
-        if not self._must_wait_for_heartbeat():
-            try:
-                return succeed(self._begin())
-            except FtdError as error:
-                return fail(error)
         begun: Deferred[int] = Deferred()
 
         def try_it() -> None:
             try:
-                begun.callback(self._begin())
+                id = self._begin()
             except FtdError as error:
                 begun.errback(error)
+            else:
+                begun.callback(id)
 
-        self._queued_begins.append(try_it)
+        self._in_its_turn(try_it)
         return begun
 
     def append(self, body: IPushProducer) -> Upload:
         """See `IPrimaryPair`."""
         sender = self._up()
         if self._open is None:
-            raise self._none_open(sender, "begin one first")
-        self._check_no_upload(sender)
+            raise self._refusals.none_open(sender.machine, "begin one first")
+        self._check_no_upload(sender.machine)
         upload = self._upload = self._new_upload(sender, body, is_checkpoint=False)
         sender.registerProducer(upload, True)
         return upload
@@ -132,8 +128,8 @@ class PrimaryPair(Pair):
         """See `IPrimaryPair`."""
         sender = self._up()
         if self._open is not None:
-            raise self._already_open(sender)
-        self._check_no_upload(sender)
+            raise self._refusals.already_open(sender.machine)
+        self._check_no_upload(sender.machine)
         upload = self._upload = self._new_upload(sender, body, is_checkpoint=True)
         upload.hold()
 
@@ -150,25 +146,22 @@ class PrimaryPair(Pair):
                 self._sender.registerProducer(upload, True)
             upload.release()
 
-        if self._must_wait_for_heartbeat():
-            self._queued_begins.append(try_it)
-        else:
-            try_it()
+        self._in_its_turn(try_it)
         return upload
 
     def commit(self, timeout: float | None = None) -> Deferred[Commit]:
         """See `IPrimaryPair`."""
         sender = self._up()
         if self._open is None:
-            raise self._none_open(sender, "nothing to commit")
-        self._check_no_upload(sender)
+            raise self._refusals.none_open(sender.machine, "nothing to commit")
+        self._check_no_upload(sender.machine)
         return self._commit(timeout)
 
     def cancel(self) -> None:
         """See `IPrimaryPair`."""
         sender = self._up()
         if self._open is None:
-            raise self._none_open(sender, "nothing to cancel")
+            raise self._refusals.none_open(sender.machine, "nothing to cancel")
         self._cancel(sender, NotInState("the transaction was cancelled", State.CANCEL.value))
 
     def set_rate_limit(self, enabled: bool | None, bandwidth: int | None) -> None:
@@ -202,14 +195,15 @@ class PrimaryPair(Pair):
     def _begin(self) -> int:
         sender = self._up()
         if self._open is not None:
-            raise self._already_open(sender)
+            raise self._refusals.already_open(sender.machine)
         try:
             sender.begin()
-        except CallRefused as refused:
-            raise self._no_room(sender, refused) from None
-        self._why_none_open = ""
+        except CallRefused:
+            raise self._refusals.window_full(sender.machine) from None
+        self._refusals.why_none_open = ""
         transaction = self._open = self.history.begin(sender.machine.id)
-        self._frozen_since = self._now() if sender.is_frozen else None
+        if sender.is_frozen:
+            transaction.note_frozen(self._now(), still_frozen=True)
         self._progressed()
         return transaction.id
 
@@ -220,8 +214,8 @@ class PrimaryPair(Pair):
         if machine.seq == 0:
             # A transaction without a frame is a heartbeat: an empty checkpoint says so with an empty frame.
             sender.write(b"")
-        if self._frozen_since is not None:
-            self._note_frozen(transaction, still_frozen=False)
+        if transaction.frozen_since is not None:
+            transaction.note_frozen(self._now(), still_frozen=False)
         self._open = None
         limit = self.config.ack_time if timeout is None else timeout
         done = self._commits.sent(transaction, machine.seq, machine.size, limit)
@@ -250,36 +244,21 @@ class PrimaryPair(Pair):
         if sender is not None and sender.is_open and self.error is None:
             return sender
         self._check_error()
-        why = f": {self.link_detail}" if self.link_detail else ""
-        raise LinkDown(f"the link of {self.name} to {self.config.link} is down{why}", self._dialer.retry_after)
+        raise self._refusals.link_down(self.link_detail, self._dialer.retry_after)
 
-    def _check_no_upload(self, sender: SenderProtocol) -> None:
+    def _check_no_upload(self, machine: SenderMachine) -> None:
         if self._upload is not None:
-            raise NotInState(f"an upload into {self.name} is under way", sender.machine.state.value)
+            raise self._refusals.upload_under_way(machine)
 
-    def _already_open(self, sender: SenderProtocol) -> NotInState:
-        return NotInState(
-            f"transaction {sender.machine.id} is open on {self.name}; commit or cancel it first",
-            sender.machine.state.value,
-        )
-
-    def _none_open(self, sender: SenderProtocol, what: str) -> NotInState:
-        why = f"; {self._why_none_open}" if self._why_none_open else ""
-        return NotInState(f"no transaction is open on {self.name}{why}; {what}", sender.machine.state.value)
-
-    def _no_room(self, sender: SenderProtocol, refused: CallRefused) -> NotInState:
-        window = sender.machine.window
-        if window == 1:
-            return NotInState(f"a transaction of {self.name} still awaits its ACK", refused.state)
-        return NotInState(f"{window} transactions of {self.name}, its window, still await their ACK", refused.state)
-
-    def _must_wait_for_heartbeat(self) -> bool:
+    def _in_its_turn(self, begin: Callable[[], None]) -> None:
         """A heartbeat in flight is nobody's business: what finds no room because of one waits for an ACK."""
         sender = self._sender
-        if sender is None or self._open is not None:
-            return False
-        in_flight = sender.machine.in_flight
-        return len(in_flight) >= sender.machine.window and any(sent.is_heartbeat for sent in in_flight)
+        if sender is not None and self._open is None:
+            in_flight = sender.machine.in_flight
+            if len(in_flight) >= sender.machine.window and any(sent.is_heartbeat for sent in in_flight):
+                self._queued_begins.append(begin)
+                return
+        begin()
 
     def _run_queued(self) -> None:
         queued, self._queued_begins = self._queued_begins, deque()
@@ -317,9 +296,8 @@ class PrimaryPair(Pair):
             transaction.first_data = self._now()
         return sender
 
-    def _too_large(self, sender: SenderProtocol) -> TooLarge:
-        limit = sender.machine.limits.max_transaction
-        too_large = TooLarge(f"the transaction is larger than max-transaction of this pair, {limit} bytes")
+    def _too_large(self, sender: SenderProtocol) -> FtdError:
+        too_large = self._refusals.too_large(sender.machine)
         self._cancel(sender, too_large)
         return too_large
 
@@ -411,7 +389,7 @@ class PrimaryPair(Pair):
         cancelled = NotInState(f"the transaction was cancelled: {before}", State.CANCEL.value)
         upload = None
         if was_open and self._sender is not None:
-            self._why_none_open = f"the last one was cancelled: {before}"
+            self._refusals.why_none_open = f"the last one was cancelled: {before}"
             upload = self._end_cancelled(self._sender, cancelled)
         # Nobody is told before all of them are over: what is told may lead to the next transaction at once.
         self._commits.refused(transaction.id, code)
@@ -423,7 +401,7 @@ class PrimaryPair(Pair):
     def freeze_changed(self) -> None:
         """The output froze or thawed."""
         if self._open is not None and self._sender is not None:
-            self._note_frozen(self._open, self._sender.is_frozen)
+            self._open.note_frozen(self._now(), self._sender.is_frozen)
         self._counted()
 
     def all_sent(self) -> None:
@@ -446,7 +424,7 @@ class PrimaryPair(Pair):
 
     def _lose_open(self, sender: SenderProtocol, error: WireError | None) -> None:
         why = error.detail if error is not None else "the standby closed the link"
-        lost = LinkDown(f"the link of {self.name} broke: {why}; nothing of the open transaction was committed", 1.0)
+        lost = self._refusals.link_broke(why)
         transaction, self._open = self._open, None
         if transaction is not None:
             self._note_size(transaction, sender)
@@ -505,13 +483,7 @@ class PrimaryPair(Pair):
     def _note_size(self, transaction: Transaction, sender: SenderProtocol) -> None:
         transaction.seq = sender.machine.seq
         transaction.bytes = sender.machine.size
-        self._note_frozen(transaction, still_frozen=False)
-
-    def _note_frozen(self, transaction: Transaction, still_frozen: bool) -> None:
-        now = self._now()
-        if self._frozen_since is not None:
-            transaction.frozen_seconds += now - self._frozen_since
-        self._frozen_since = now if still_frozen else None
+        transaction.note_frozen(self._now(), still_frozen=False)
 
     def _session(self) -> Session | None:
         return self._sender.machine if self._sender is not None else None

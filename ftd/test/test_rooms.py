@@ -42,7 +42,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "vm",
     ),
     # A half-pair: all of the above put together.
-    ("commits", "pair", "primary", "secondary"),
+    ("commits", "pair", "primary", "refusals", "secondary"),
     # All pairs, and what is shown of them.
     ("api", "composition", "created_pairs", "http", "service"),
     # What a person starts.
