@@ -101,8 +101,8 @@ class Outbox:
             return
         if self._throttle.is_on:
             self._transport.gather(self._within(pieces, self._throttle.take(sum(map(len, pieces)))))
-        elif len(pieces) == 1:
-            self.sent += len(pieces[0])
+        elif len(pieces) == 1 or self._transport.takes_all:
+            self.sent += sum(map(len, pieces))
             self._transport.gather(pieces)
         else:
             self._transport.gather(self._passing(pieces))

@@ -15,6 +15,7 @@ from ftd.link_protocol import LinkProtocol, LinkTimes, SenderOwner, Traffic
 from ftd.outbox import PORTION, Outbox
 from ftd.trace import PairTrace
 from ftd.transport import DEFAULT_OPTIONS, LinkOptions
+from ftd.wire.constants import HEADER_SIZE
 from ftd.wire.errors import ErrorCode, WireError
 from ftd.wire.events import (
     Acknowledged,
@@ -185,6 +186,11 @@ class SenderProtocol(LinkProtocol):
         self._sign_of_life()
         if self._error is not None or self._is_closing:
             return
+        if len(data) == HEADER_SIZE and (transaction := self.machine.acknowledged_by(data)) is not None:
+            # As most answers come.
+            self._owner.acknowledged(transaction)
+            self._note_waiting()
+            return
         try:
             for event in self.machine.receive(data):
                 self._on_event(event)
@@ -211,9 +217,14 @@ class SenderProtocol(LinkProtocol):
         self._regulate()
 
     def _put(self, pieces: Sequence[Buffer], flush: bool = False) -> None:
-        self._outbox.put(pieces, flush)
+        outbox = self._outbox
+        outbox.put(pieces, flush)
         self._heartbeat.said()
-        self._regulate()
+        if self._source is not None or self._was_frozen or self._drain_wanted or outbox.is_frozen or self._is_closing:
+            self._regulate()
+        else:
+            # Nobody has to be told anything, which is how it is with most small transactions.
+            self._count()
 
     def _regulate(self) -> None:
         """
@@ -223,11 +234,7 @@ class SenderProtocol(LinkProtocol):
         limit says; from there it runs again when half of the buffer has gone.
         """
         outbox = self._outbox
-        self.traffic.sent += outbox.sent - self._counted
-        self._counted = outbox.sent
-        is_waiting = self._waits_for_peer()
-        if is_waiting is not self._was_waiting:
-            self._note_waiting()
+        self._count()
         is_frozen = outbox.is_frozen
         if is_frozen is not self._was_frozen:
             self._was_frozen = is_frozen
@@ -247,6 +254,12 @@ class SenderProtocol(LinkProtocol):
                 self._source.pauseProducing()
             else:
                 self._source.resumeProducing()
+
+    def _count(self) -> None:
+        sent = self._outbox.sent
+        self.traffic.sent += sent - self._counted
+        self._counted = sent
+        self._note_waiting()
 
     def _look_drained(self) -> None:
         """

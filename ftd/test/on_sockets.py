@@ -45,6 +45,7 @@ def _on_sockets(
     def set_up(self: SynchronousTestCase) -> None:
         # The sockets of these tests are full after some hundred bytes.
         self.patch(socket_transport, "GATHER", 1)
+        self.patch(socket_transport.SocketTransport, "takes_all", False)
         self.patch(socket_transport, "SMALL", 0)
         self.patch(socket_transport, "_STAGING", ForgetfulStaging())
         for place in (link_case, pair_case, module):

@@ -91,6 +91,22 @@ class OutboxTests(SynchronousTestCase):
         self.assertTrue(all(map(lambda a, b: a is b, self.transport.written, pieces)))
         self.assertEqual((self.outbox.sent, self.outbox.size, self.traced()), (13, 0, []))
 
+    def test_a_transport_that_takes_all_gets_them_in_one_call(self) -> None:
+        link = LazyLink()
+        link.takes_all = True
+        outbox = Outbox(link, self.clock, PairTrace("demo", self.bus), 0, self.changed)
+        calls: list[list[Buffer]] = []
+
+        def gather(pieces: Iterable[Buffer]) -> None:
+            calls.append(list(pieces))
+            # It is full as soon as it has sent some of it.
+            outbox.pause()
+
+        self.patch(link, "gather", gather)
+        outbox.put((b"header", b"payload"))
+        outbox.put((b"waits",))
+        self.assertEqual((calls, outbox.sent, outbox.size), ([[b"header", b"payload"]], 13, 5))
+
     def test_what_waits_is_not_copied_either(self) -> None:
         payload = bytes(100)
         self.outbox.pause()

@@ -38,7 +38,11 @@ class LinkTransport(Protocol):
     What carries the bytes of a link.
 
     :ivar unsent: bytes that were gathered or written and are not with the kernel yet.
+    :ivar takes_all: `gather` takes all pieces of a sequence before it sends one of them, and so before it says that it
+        is full.
     """
+
+    takes_all: bool
 
     @property
     def unsent(self) -> int: ...

@@ -103,6 +103,8 @@ class SocketTransport:
 
     log = Logger()
 
+    takes_all = True
+
     __slots__ = (
         "_clock",
         "_connection",

@@ -15,6 +15,8 @@ class StockTransport:
     :param transport: an `ITransport` that is an `IConsumer` and an `IPushProducer` as well, as Twisted's all are.
     """
 
+    takes_all = False
+
     def __init__(self, transport: Any) -> None:
         self._transport = transport
 

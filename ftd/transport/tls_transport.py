@@ -64,6 +64,7 @@ class TlsTransport:
     """
 
     log = Logger()
+    takes_all = True
 
     def __init__(self, end: TlsEnd, identity: TlsIdentity, carry: Callable[[LinkEnd], LinkTransport]) -> None:
         self._end = end

@@ -188,12 +188,9 @@ class SenderMachine(Session):
         """
         try:
             at = 0
-            if self.in_flight and self._trace.ft_trans_recv_header is None:
-                for transaction in self._acknowledged_by(data):
-                    at += HEADER_SIZE
-                    yield Acknowledged(transaction)
-                if at == len(data):
-                    return
+            while (transaction := self.acknowledged_by(data, at)) is not None:
+                at += HEADER_SIZE
+                yield Acknowledged(transaction)
             for piece in self._deframer.feed(memoryview(data)[at:]):
                 event = self._on_header(piece) if isinstance(piece, Header) else self._on_hello_payload(piece)
                 if event is not None:
@@ -212,21 +209,28 @@ class SenderMachine(Session):
         self.close()
         return error
 
-    def _acknowledged_by(self, data: bytes | memoryview) -> Iterator[InFlight]:
-        """The transactions that ``data`` begins with the expected ACKs of, which is what mostly comes."""
-        if self._deframer.inside_header or self._deframer.payload_left:
-            return
-        in_flight, unpack = self.in_flight, self._unpack
-        for at in range(0, len(data) - HEADER_SIZE + 1, HEADER_SIZE):
-            following = ON_ACK.get(self.state)
-            if not in_flight or following is None:
-                return
-            transaction = in_flight[0]
-            if unpack(data, at) != (Command.ACK, transaction.id, transaction.seq, 0):
-                return
-            in_flight.popleft()
-            self.state = following
-            yield transaction
+    def acknowledged_by(self, data: bytes | memoryview, at: int = 0) -> InFlight | None:
+        """
+        The transaction that is committed because the expected ACK lies at ``at``, as mostly it does; ``None`` for what
+        has to be received.
+        """
+        in_flight, deframer = self.in_flight, self._deframer
+        following = ON_ACK.get(self.state)
+        if (
+            not in_flight
+            or following is None
+            or self._trace.ft_trans_recv_header is not None
+            or deframer.partial
+            or deframer.payload_left
+            or len(data) - at < HEADER_SIZE
+        ):
+            return None
+        transaction = in_flight[0]
+        if self._unpack(data, at) != (Command.ACK, transaction.id, transaction.seq, 0):
+            return None
+        in_flight.popleft()
+        self.state = following
+        return transaction
 
     def _on_header(self, header: Header) -> SenderEvent | None:
         state = self.state
