@@ -6,6 +6,7 @@ What ftd is compared with: the least that moves the same bytes, with sockets tha
 
 from __future__ import annotations
 
+import itertools
 import json
 import mmap
 import selectors
@@ -15,10 +16,11 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from bench.isolated import end_with_parent, pin
 from bench.usage import cpu_time, resident_memory
@@ -38,6 +40,7 @@ class Rival:
     def __init__(self) -> None:
         self._listening: socket.socket | None = None
         self._source = memoryview(b"")
+        self._kept = memoryview(b"")
         self._readers: list[socket.socket] = []
         self._read = 0
 
@@ -52,25 +55,37 @@ class Rival:
             self._listening.settimeout(_PATIENCE)
         return {"port": self._listening.getsockname()[1]}
 
-    def do_receive(self, total: int, size: int, tls: dict[str, str] | None = None) -> dict[str, Any]:
-        """Take ``total`` bytes into a buffer of ``size`` that is used again and again; how long that took."""
+    def do_receive(self, total: int, size: int, tls: dict[str, str] | None = None, keep: int = 0) -> dict[str, Any]:
+        """
+        Take ``total`` bytes into a buffer of ``size`` that is used again and again; how long that took.
+
+        :param keep: that many bytes are kept, and a digest of all is made.
+        """
         connection = self._accept(tls)
         buffer = bytearray(size)
+        digest = xxhash.xxh3_64()
+        places = self._places(keep, size)
         with connection:
             connection.sendall(b"x")
             began, cpu = time.perf_counter(), cpu_time()
             left = total
             while left:
-                taken = connection.recv_into(buffer)
+                place = next(places) if keep else buffer
+                taken = connection.recv_into(place)
                 if not taken:
                     raise ConnectionError("the sender has gone")
                 left -= taken
+                if keep:
+                    digest.update(place[:taken])
             taken_time, taken_cpu = time.perf_counter() - began, cpu_time() - cpu
             connection.sendall(b"x")
         return {"seconds": taken_time, "cpu": taken_cpu}
 
-    def do_send(self, port: int, total: int, size: int, tls: dict[str, str] | None = None) -> dict[str, Any]:
+    def do_send(
+        self, port: int, total: int, size: int, tls: dict[str, str] | None = None, is_digested: bool = False
+    ) -> dict[str, Any]:
         """Send ``total`` bytes, ``size`` at a time, out of memory that is there."""
+        digest = xxhash.xxh3_64()
         source = self._memory()
         views = [source[at : at + size] for at in range(0, len(source) - size + 1, size)]
         connection = self._connect(port, tls)
@@ -79,6 +94,8 @@ class Rival:
             cpu = cpu_time()
             for number in range(total // size):
                 view = views[number % len(views)]
+                if is_digested:
+                    digest.update(view)
                 if isinstance(connection, ssl.SSLSocket):
                     connection.sendall(view)
                 else:
@@ -213,6 +230,12 @@ class Rival:
                         readable.close()
 
     # Parts
+
+    def _places(self, keep: int, size: int) -> Iterator[memoryview]:
+        """Where ``keep`` bytes go, ``size`` at a time, again and again."""
+        if len(self._kept) != keep:
+            self._kept = memoryview(bytearray(b"\x01") * keep)
+        return itertools.cycle([self._kept[at : at + size] for at in range(0, keep - size + 1, size)])
 
     def _memory(self) -> memoryview:
         if not self._source:

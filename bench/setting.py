@@ -167,12 +167,18 @@ class Rate:
     receiver: float
 
 
-def pump(sender: Child, receiver: Child, total: int, size: int, tls: Mapping[str, str] | None = None) -> Rate:
-    """Bare bytes from one process to the other."""
+def pump(
+    sender: Child, receiver: Child, total: int, size: int, tls: Mapping[str, str] | None = None, keep: int = 0
+) -> Rate:
+    """
+    Bare bytes from one process to the other.
+
+    :param keep: so many bytes stay where they arrive, and both sides make a digest.
+    """
     port = receiver.ask("listen")["port"]
     more = {"tls": dict(tls)} if tls is not None else {}
-    receiver.tell("receive", total=total, size=size, **more)
-    sent = sender.ask("send", port=port, total=total, size=size, **more)
+    receiver.tell("receive", total=total, size=size, keep=keep, **more)
+    sent = sender.ask("send", port=port, total=total, size=size, is_digested=bool(keep), **more)
     received = receiver.answer()
     giga = total / 1e9
     return Rate(giga / received["seconds"], sent["cpu"] / giga, received["cpu"] / giga)

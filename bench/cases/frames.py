@@ -44,6 +44,7 @@ def _one_size(bench: Bench, sender: Child, receiver: Child, size: int) -> list[F
     transaction = bench.pick(256 * MIB, 16 * MIB)
     count = bench.pick(2 if size < _LARGE else 4, 1)
     bare: list[Rate] = []
+    keeping: list[Rate] = []
     own: list[Rate] = []
     stock: list[Rate] = []
     with halves(keys=keys) as new, halves(keys=keys, is_stock=True) as old:
@@ -53,12 +54,24 @@ def _one_size(bench: Bench, sender: Child, receiver: Child, size: int) -> list[F
         memory = _memory(new, transaction)
         for _ in range(bench.pick(5, 1)):
             bare.append(pump(sender, receiver, transaction * (1 if size < _LARGE else count), size))
+            if size >= _LARGE:
+                keeping.append(pump(sender, receiver, transaction * count, size, keep=2 * transaction))
             own.append(stream(new, max(_PIECE, size), transaction, count))
             stock.append(stream(old, size, transaction // (8 if size < _LARGE else 1), 1))
     is_large = size >= _LARGE
+    kept = column(keeping, "rate")
+    beside_keeping = (
+        [
+            of_samples(CASE, group, "pump that keeps", "GB/s", kept, note="with a digest on both sides"),
+            of_ratios(CASE, group, "ftd / pump that keeps", column(own, "rate"), kept),
+        ]
+        if is_large
+        else []
+    )
     at_most = _CPU if size == _LARGE else None
     return [
         of_samples(CASE, group, "bare pump", "GB/s", column(bare, "rate")),
+        *beside_keeping,
         of_samples(CASE, group, "stock transport", "GB/s", column(stock, "rate"), note="one frame at a time"),
         of_samples(CASE, group, "ftd", "GB/s", column(own, "rate")),
         of_ratios(
