@@ -82,8 +82,8 @@ class SenderProtocol(LinkProtocol):
 
     @property
     def buffered(self) -> int:
-        """Bytes that were put while the output was frozen and still wait."""
-        return self._outbox.size
+        """Bytes that wait because the output is frozen, those that the transport has taken over included."""
+        return self._outbox.backlog
 
     @property
     def unsent(self) -> int:

@@ -114,7 +114,7 @@ class HeartbeatTests(LinkTestCase):
         sender.write(BIG)
         link.to_server.is_stalled = True
         self.assertEqual(self.commands(sender, peer, link, 3), [])
-        self.assertEqual(sender.buffered, 0)
+        self.assertEqual(sender.buffered, sender.link.unsent)
 
     def test_none_to_a_kemari(self) -> None:
         sender, peer, link = self.open_to_script(kemari=True)
