@@ -16,6 +16,7 @@ from ftd.interfaces import IInPlaceSink
 from ftd.link_protocol import LinkProtocol, LinkTimes, ReceiverOwner, Traffic
 from ftd.trace import PairTrace
 from ftd.transport import DEFAULT_OPTIONS, LinkOptions
+from ftd.wire.constants import HEADER_SIZE, MAX_WINDOW
 from ftd.wire.errors import ErrorCode, WireError
 from ftd.wire.events import (
     Begun,
@@ -35,6 +36,10 @@ from ftd.wire.states import State
 _INSIDE_FRAMES = State.CONTINUE
 
 _OWN_ERROR = "an error in ftd; the log says which"
+
+
+#: Bytes of ACKs that may wait for a sender to read them: those of the largest window five times.
+_MOST_UNREAD = 5 * MAX_WINDOW * HEADER_SIZE
 
 
 @implementer(IPushProducer)
@@ -170,6 +175,9 @@ class ReceiverProtocol(LinkProtocol):
         self.traffic.sent += len(ack)
         self._sign_of_life()
         self.link.gather((ack,))
+        if self.link.unsent > _MOST_UNREAD:
+            self.fail(WireError(ErrorCode.UNKNOWN, "the sender goes on sending, and reads none of its ACKs"))
+            return
         self.link.flush(self.machine.window)
         self.link.expect_answer()
 

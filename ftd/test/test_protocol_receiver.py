@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 
+from ftd import receiver_protocol
 from ftd.protocol import ReceiverProtocol
 from ftd.sinks.sink import SinkError
 from ftd.test.link_case import FakeSink, LinkTestCase, ScriptedPeer, code_of
@@ -164,6 +165,14 @@ class CommitTests(LinkTestCase):
         self.assertEqual(self.finish(), ["ACK"])
         self.assertEqual(bytes(self.peer.heard), frame(Command.ACK, 0, 1))
         self.assertEqual(self.sink.kept, [b"state"])
+
+    def test_a_sender_that_reads_no_acks_is_not_listened_to_for_ever(self) -> None:
+        self.open_receiver(ack_first=True)
+        self.patch(receiver_protocol, "_MOST_UNREAD", -1)
+        self.send(transaction(0, b"state"))
+        (error,) = self.secondary.lost_with
+        assert error is not None
+        self.assertIn("reads none of its ACKs", error.detail)
 
     def test_received_is_acknowledged_before_that(self) -> None:
         self.open_receiver(ack_first=True)
