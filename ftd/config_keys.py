@@ -191,7 +191,7 @@ class PairConfig(LinkConfig):
         metadata=key(
             Count(1, 1024),
             "How many transactions may be in flight at once, heartbeats among them; "
-            "the smaller of what the two halves have counts, and 1 with Kemari.",
+            "the smaller of what the two halves have counts, and 1 with Kemari or from a VM.",
         ),
     )
     heartbeat: float = attrs.field(

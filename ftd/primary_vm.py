@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import attrs
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IStreamClientEndpoint
 from zope.interface import implementer
@@ -66,6 +67,10 @@ class VmPrimaryPair(PrimaryPair):
         """Let go of the guest, which runs on, then end as any primary does."""
         cancel(self._start_again)
         return self._vm_side.stop().addCallback(lambda _: super(VmPrimaryPair, self).stop())
+
+    def hello(self) -> Hello:
+        """See `SenderOwner`.  One checkpoint at a time: the next one is gathered in the memory of the one before."""
+        return attrs.evolve(super().hello(), window=1)
 
     def reset(self) -> Deferred[None]:
         """See `IPair`."""

@@ -20,6 +20,11 @@ class LifeTests(LinkedCase):
             self.assert_protects()
             self.assertEqual(self.ram_b()[page, 0], self.guest.ram[page, 0])
 
+    def test_one_checkpoint_is_on_its_way_whatever_the_window_is(self) -> None:
+        self.protect(window=8)
+        assert self.pair is not None
+        self.assertEqual(self.pair.hello().window, 1)
+
     def test_what_the_api_shows(self) -> None:
         self.protect()
         self.next_checkpoint()
