@@ -13,7 +13,6 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -126,10 +125,3 @@ class Child:
     def _said(self) -> str:
         text = self._log.read_text(errors="replace").strip()
         return f"; it said:\n{text[-2000:]}" if text else ""
-
-
-def answers_of(children: Sequence[Child], do: str, **arguments: object) -> list[Answer]:
-    """The same request to several, which do it at the same time."""
-    for child in children:
-        child.tell(do, **arguments)
-    return [child.answer() for child in children]

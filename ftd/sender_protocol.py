@@ -224,7 +224,8 @@ class SenderProtocol(LinkProtocol):
             self._regulate()
         else:
             # Nobody has to be told anything, which is how it is with most small transactions.
-            self._count()
+            self._count_sent()
+            self._note_waiting()
 
     def _regulate(self) -> None:
         """
@@ -234,7 +235,8 @@ class SenderProtocol(LinkProtocol):
         limit says; from there it runs again when half of the buffer has gone.
         """
         outbox = self._outbox
-        self._count()
+        self._count_sent()
+        self._note_waiting()
         is_frozen = outbox.is_frozen
         if is_frozen is not self._was_frozen:
             self._was_frozen = is_frozen
@@ -255,11 +257,10 @@ class SenderProtocol(LinkProtocol):
             else:
                 self._source.resumeProducing()
 
-    def _count(self) -> None:
+    def _count_sent(self) -> None:
         sent = self._outbox.sent
         self.traffic.sent += sent - self._counted
         self._counted = sent
-        self._note_waiting()
 
     def _look_drained(self) -> None:
         """

@@ -98,12 +98,6 @@ class Bare:
                 raise Refused(message["error"]["desc"])
             self._events.append(message)
 
-    def use_device_state_only(self) -> None:
-        """Have ``migrate`` write everything but RAM, and tell of its end; as ftd has it."""
-        names = ("x-ignore-shared", "events")
-        self.ask("migrate-set-capabilities", capabilities=[{"capability": name, "state": True} for name in names])
-        self.ask("migrate-set-parameters", max_bandwidth=1 << 36)
-
     def events(self) -> list[dict[str, Any]]:
         """All that have come since the last call."""
         self._take_in()

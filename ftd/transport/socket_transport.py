@@ -7,8 +7,9 @@ one copy on each side and one turn of the reactor for every 64 KiB.  Here a read
 one block that all links share; and what is sent goes from where it is, many pieces with one ``sendmsg``.
 
 When is it sent?  At `SocketTransport.flush`; and when enough is gathered for a system call; and else at the end of the
-reactor's turn.  During a read that waits for the end of the read, so that what a read of many answers leads to is one
-system call.  A socket that takes no more is waited for with the reactor, and the producer is paused meanwhile.
+reactor's turn.  During a read a flush waits until some part of the window has been flushed, or for the end of the read:
+what a read of many answers leads to is a few system calls.  A socket that takes no more is waited for with the reactor,
+and the producer is paused meanwhile.
 
 Rejected: a reactor of our own kind (io_uring, asyncio's protocols with buffers), which would decide for the whole
 process; a subclass of Twisted's connections, which endpoints do not let one choose.
